@@ -2,7 +2,6 @@
 
 import pickle
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import evaluate_digits
 import train_digits
 
+import fastdiff
 from fastdiff.digits import CHECKPOINT, DigitsNet, load_digits
 from fastdiff.errors import CheckpointError
+from fastdiff.prediction import edm
+from fastdiff.testing import same_bits
 
 FACTS = {
     "sigma_data", "steps", "batch", "loss", "loss_held_out", "parameters", "ema", "seed",
     "versions", "data", "data_licence", "command", "date",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Run on one thread: the network is too small for more, and tests may run side by side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def inputs(batch: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -200,3 +193,19 @@ def test_guided_samples_are_recognised(tmp_path: Path) -> None:
     accuracies = evaluate_digits.evaluate(net, facts, 20, 12, (2.0,), seed=0, grid=grid)
     assert accuracies[2.0] >= 19 / 20
     assert Image.open(grid).size == (1000, 50)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 7])
+def test_samples_do_not_depend_on_the_batch_if_the_network_is_evaluated_one_by_one(batch: int) -> None:
+    net, facts = load_digits()
+    plan = fastdiff.plan("edm", edm(float(facts["sigma_data"])), steps=3, guidance=2.0, churn=fastdiff.Churn(1))
+    labels = torch.eye(10)[:batch]
+
+    def draw(chosen: slice) -> torch.Tensor:
+        cond, uncond = {"class_labels": labels[chosen]}, {"class_labels": torch.zeros_like(labels[chosen])}
+        seeds = torch.arange(batch)[chosen]
+        return fastdiff.sample(net, plan, (len(seeds), 1, 8, 8), seeds, cond=cond, uncond=uncond, network_batch=1)
+
+    together = draw(slice(None))
+    for i in range(batch):
+        assert same_bits(draw(slice(i, i + 1)), together[i : i + 1])

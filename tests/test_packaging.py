@@ -31,13 +31,17 @@ def build_wheel(folder, **environment):
     return wheel
 
 
+# An editable installation finds the checkout's modules wherever they are missing.
+NOT_EDITABLE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in f.__module__.lower()]\n"
+
+
 def run_from(wheel, folder, code):
     """Run code in a process that finds the wheel's content first and the checkout nowhere."""
     target = folder / "installed"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
     environment = {**os.environ, "PYTHONPATH": str(target), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-W", "error::ImportWarning", "-c", code]
+    command = [sys.executable, "-W", "error::ImportWarning", "-c", NOT_EDITABLE + code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 

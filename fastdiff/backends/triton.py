@@ -1,0 +1,181 @@
+"""The ops in Triton, for NVIDIA and AMD devices: one launch for each call, nothing else on the stream.
+
+Triton compiles one kernel for each row structure and combination of dtypes; kernels are in ``fastdiff.kernels``,
+which is imported on first use, because it imports Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdiff.errors import BackendError
+from fastdiff.layout import CHANNELS_LAST, layout
+
+QUADS = 128
+"""Groups of four elements in a tile."""
+
+WARPS = 2 if torch.version.hip else 4
+"""So many warps give one thread to each quad; AMD's data-centre devices have warps of 64."""
+
+MAX_INSTANCES = 2**31 - 1
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine, or None where it can."""
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    from triton.runtime import driver
+
+    try:
+        _ = driver.active
+    except RuntimeError as error:
+        return f"Triton found no GPU driver ({error})"
+    return None
+
+
+def details() -> str:
+    """The version of Triton and the target that it compiles for."""
+    from triton.runtime import driver
+
+    target: Any = driver.active.get_current_target()
+    return f"Triton {version('triton')} for {target.backend} {target.arch}"
+
+
+class Tiling(NamedTuple):
+    """How a launch covers a batch: its sizes, and how a tile reaches the elements of its sample."""
+
+    batch: int
+    numel: int
+    channels: int
+    tiles: int
+    access: str
+    channels_last: bool
+
+
+def tiling(tensors: Sequence[Tensor], batch: int) -> Tiling:
+    """Cover a batch with tiles.
+
+    Args:
+        tensors: all tensors ``[B, ...]`` and the network input ``[copies * B, ...]``, sharing one layout.
+        batch: B.
+
+    Raises:
+        BackendError: the launch would need more program instances than a grid holds.
+    """
+    first = tensors[0]
+    numel = first.shape[1:].numel()
+    channels_last = any(layout(tensor) == CHANNELS_LAST for tensor in tensors)
+    access = "elements" if not all(map(_quads_aligned, tensors)) else "quads" if numel % 4 == 0 else "tail"
+    tiles = -(-numel // (4 * QUADS))
+    if batch * tiles > MAX_INSTANCES:
+        raise BackendError(
+            f"{batch} samples of {numel} elements need {batch * tiles} program instances; a launch holds "
+            f"{MAX_INSTANCES}. Split the batch: samples do not depend on each other"
+        )
+    return Tiling(batch, numel, first.shape[1] if first.dim() > 1 else 1, tiles, access, channels_last)
+
+
+def stage(
+    columns: Sequence[Tensor],
+    coef: Tensor,
+    present: Tensor | None,
+    seeds: Tensor | None,
+    draws: Tensor | None,
+    program: Sequence[int],
+    stores: Sequence[Tensor | None],
+    z: Tensor | None,
+) -> None:
+    """Run one row; arguments as for ``fastdiff.backends.reference.stage``, in one launch."""
+    kernels, structures = import_module("fastdiff.kernels.stage"), import_module("fastdiff.kernels.structure")
+    stored = [store for store in stores if store is not None]
+    tensors = [*columns, *stored]
+    batch = tensors[0].shape[0]
+    if tensors[0].numel() == 0:
+        return
+    cover = tiling([*tensors, z] if z is not None else tensors, batch)
+    row = structures.structure(
+        program, [store is not None for store in stores], 0 if z is None else z.shape[0] // batch
+    )
+    with _device(coef):
+        kernels.stage_kernel[(batch * cover.tiles,)](
+            tuple(columns),
+            tuple(map(_stride, columns)),
+            coef,
+            _table_stride(coef),
+            present,
+            _table_stride(present),
+            seeds,
+            draws,
+            _table_stride(draws),
+            tuple(stored),
+            tuple(map(_stride, stored)),
+            z,
+            0 if z is None else _stride(z),
+            batch,
+            cover.numel,
+            cover.channels,
+            cover.tiles,
+            ROW=row,
+            **_constants(cover),
+        )
+
+
+def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
+    """Fill ``out`` with normals; arguments as for ``fastdiff.backends.reference.fill_noise``, in one launch."""
+    if out.numel() == 0:
+        return
+    kernels = import_module("fastdiff.kernels.stage")
+    cover = tiling([out], out.shape[0])
+    with _device(out):
+        kernels.fill_noise_kernel[(cover.batch * cover.tiles,)](
+            out,
+            _stride(out),
+            seeds,
+            draws,
+            _table_stride(draws),
+            cover.numel,
+            cover.channels,
+            cover.tiles,
+            **_constants(cover),
+        )
+
+
+def _constants(cover: Tiling) -> dict[str, Any]:
+    """What is compiled into a kernel beside the row: the tiling, and no contraction of products and sums."""
+    return {
+        "ACCESS": cover.access,
+        "CHANNELS_LAST": cover.channels_last,
+        "QUADS": QUADS,
+        "num_warps": WARPS,
+        "enable_fp_fusion": False,
+    }
+
+
+def _device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, so make it the tensors'."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _quads_aligned(tensor: Tensor) -> bool:
+    """Whether every sample starts where four of its elements can be moved at once, 16 bytes at most."""
+    size = tensor.element_size()
+    width = min(4 * size, 16)
+    return tensor.data_ptr() % width == 0 and (tensor.shape[0] == 1 or tensor.stride(0) * size % width == 0)
+
+
+def _stride(tensor: Tensor) -> int:
+    """The batch stride as the kernels take it."""
+    return tensor.stride(0) << import_module("fastdiff.kernels.stage").STRIDE_SHIFT.value
+
+
+def _table_stride(table: Tensor | None) -> int:
+    """The stride between samples of coefficients, presence or draws; 0 where all samples share them."""
+    return 0 if table is None or table.shape[0] == 1 else table.stride(0)
