@@ -1,13 +1,19 @@
 """Build the compiled parts of fastdiff; each of them is optional.
 
 ``fastdiff._host`` holds the CPU kernels and needs a C++17 compiler. ``fastdiff._C`` registers them with torch and
-needs torch's headers too, so it is built where torch can be imported: ``pip install --no-build-isolation``. Without
-them the package works on the reference and Triton backends, and ``fastdiff doctor`` says what is missing.
+needs torch's headers too, so it is built where torch can be imported: ``pip install --no-build-isolation``.
+``fastdiff._cuda`` holds the CUDA kernels; it is built where nvcc is found and torch is a build for CUDA, or anywhere
+with nvcc when the environment says FASTDIFF_CUDA=1. Without them the package works on the reference and Triton
+backends, and ``fastdiff doctor`` says what is missing.
 """
 
 from __future__ import annotations
 
+import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -19,13 +25,16 @@ from setuptools.command.build_ext import build_ext
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Appended after every other flag, so that no environment can switch on contraction or fast math.
 EXACT = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
-# g++ 12 warns about its own AVX-512 headers.
-QUIET = ["-g0", "-Wno-maybe-uninitialized", "-Wno-unknown-pragmas"]
+# g++ 12 warns about its own AVX-512 headers, and about vectors as template arguments.
+QUIET = ["-g0", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes", "-Wno-unknown-pragmas"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 # name, vector width in bits, flags
 ISAS = [("scalar", 0, [])] + ([("avx2", 256, AVX2), ("avx512", 512, AVX512)] if X86 else [])
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+
+# Machine code for these generations of NVIDIA devices, and PTX from which drivers make that of later ones.
+CUDA_TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_120"]
 
 
 class Unit(tuple):
@@ -61,20 +70,58 @@ def torch_folder() -> Path:
     return Path(spec.origin).parent
 
 
+def nvcc() -> str | None:
+    """The CUDA compiler, or None."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+
+
+def wants_cuda() -> bool:
+    """Whether the CUDA kernels are asked for; if nobody says, whether they are of use and can be compiled."""
+    asked = os.environ.get("FASTDIFF_CUDA")
+    if asked is not None:
+        return asked == "1"
+    spec = find_spec("torch")
+    if nvcc() is None or spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py").read_text()
+    return re.search(r"^cuda\b.*=\s*['\"]", version, re.MULTILINE) is not None
+
+
+def nvcc_command(target: Path) -> list[str]:
+    """Compile ``csrc/cuda.cu`` for all targets into one shared object that needs no CUDA library beside it.
+
+    Raises:
+        FileNotFoundError: there is no compiler.
+    """
+    compiler = nvcc()
+    if compiler is None:
+        raise FileNotFoundError("nvcc is neither in PATH nor in CUDA_HOME/bin")
+    command = [compiler, "--options-file=csrc/nvcc.options", "-shared", "-cudart=static", "--threads=0"]
+    command += ["-Xcompiler=-fPIC,-fvisibility=hidden", f'-DFD_CUDA_TARGETS="{" ".join(CUDA_TARGETS)}"']
+    for name in CUDA_TARGETS:
+        command.append(f"-gencode=arch=compute_{name.partition('_')[2]},code={name}")
+    return [*command, "csrc/cuda.cu", "-o", str(target)]
+
+
 class BuildOptional(build_ext):
     """Compile units in parallel, some sources more than once; a failure leaves its extension out."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Build one extension, or say why it is left out."""
         try:
             self._build(ext)
         except Exception as error:  # any reason at all: a missing compiler must not stop the installation
-            self.get_finalized_command("build_ext").announce(
-                f"fastdiff: {ext.name} was NOT built: {error}. The package works without it, more slowly; "
-                "see `fastdiff doctor`.",
-                level=4,
+            self.warn(
+                f"{ext.name} was NOT built: {error}. The package works without it, more slowly; see fastdiff doctor"
             )
 
     def _build(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if ext.name.endswith("_cuda"):
+            subprocess.run(nvcc_command(target), check=True)
+            return
         host = ext.name.endswith("_host")
         units = host_units() if host else op_units()
 
@@ -89,18 +136,23 @@ class BuildOptional(build_ext):
 
         with ThreadPoolExecutor() as pool:
             objects = [path for paths in pool.map(compile_unit, units) for path in paths]
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
         # Without a path to libtorch in it: torch is loaded before this library is.
         torch = [] if host else [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu"]
         self.compiler.link_shared_object(objects, str(target), extra_postargs=torch, target_lang="c++")
 
 
 SOURCES = [str(path) for path in sorted(Path("csrc").glob("*.cpp"))]
-EXTENSIONS = [] if sys.platform == "win32" else [
-    Extension("fastdiff._host", SOURCES, optional=True),
-    Extension("fastdiff._C", SOURCES, optional=True),
-]
+# Named so that a source distribution carries them.
+HEADERS = [str(path) for path in sorted(Path("csrc").iterdir()) if path.suffix not in (".cpp", ".cu")]
+EXTENSIONS = (
+    []
+    if sys.platform == "win32"
+    else [
+        Extension("fastdiff._host", SOURCES, depends=HEADERS, optional=True),
+        Extension("fastdiff._C", SOURCES, depends=HEADERS, optional=True),
+        *([Extension("fastdiff._cuda", ["csrc/cuda.cu"], optional=True)] if wants_cuda() else []),
+    ]
+)
 
 setup(
     packages=[*find_packages(include=["fastdiff", "fastdiff.*"]), "fastdiff.kernels"],

@@ -1,0 +1,272 @@
+// The CPU kernel, compiled once per instruction set (see vec.h).
+//
+// A sample is walked in tiles that stay in the first-level cache. Per tile: columns of another type are
+// widened into scratch, noise is drawn into scratch, and then every combination is one short loop over plain
+// arrays of the state type. Two facts keep those loops few. A base is a term with coefficient 1, because 1 *
+// x is x, bit for bit; and a long sum splits anywhere, because 1 * (partial sum) is the partial sum.
+#include "cpu_blocks.h"
+#include "cpu_loops.h"
+#include "fpenv.h"
+#include "kernel.h"
+
+namespace fastdiff::FD_ISA {
+
+constexpr int64_t kSlotBytes = 2048;
+constexpr int kPartial = kSources, kFirstResult = kPartial + 1, kSlots = kFirstResult + kMaxOutputs;
+
+template <class T>
+constexpr int64_t kTile = kSlotBytes / sizeof(T);
+
+// A combination as a sample sees it: its present terms, the base among them with coefficient 1.
+template <class T>
+struct Terms {
+  int count;
+  T c[kMaxCoefficients + 1];
+  uint8_t source[kMaxCoefficients + 1];
+
+  void push(T coefficient, int s) {
+    c[count] = coefficient;
+    source[count++] = (uint8_t)s;
+  }
+};
+
+template <class T>
+class Launch {
+ public:
+  Launch(const StageArgs& args, const Walk& walk) : a(args), p(args.program), walk(walk) {
+    order_outputs();
+    shared = args.coef_stride == 0 && args.present_stride == 0;
+  }
+
+  // Elements [begin, end) of sample b.
+  void run(int64_t b, int64_t begin, int64_t end) {
+    enter_sample(b);
+    for (int64_t i = begin; i < end; i += kTile<T>) tile(b, i, end - i < kTile<T> ? end - i : kTile<T>);
+  }
+
+ private:
+  const StageArgs& a;
+  const Program& p;
+  const Walk walk;
+  bool shared, entered = false;
+  // Outputs that anyone wants, so ordered that none overwrites a column which a later one reads, where that
+  // is possible; `direct` marks those that go straight to their buffer.
+  int wanted = 0;
+  uint8_t order[kMaxOutputs];
+  bool direct[kMaxOutputs];
+
+  SampleArgs<T> sample;
+  uint64_t used;
+  Terms<T> derived, result[kMaxOutputs];
+  T c_in;
+  Key key;
+  Listed list;
+  const T* source[kSources];
+  alignas(64) char slots[kSlots][kSlotBytes];
+
+  T* slot(int s) { return (T*)slots[s]; }
+
+  static uint64_t bit(int s) { return (uint64_t)1 << s; }
+
+  // Whether output o reads straight from the memory that a store to `target` overwrites.
+  bool reads(int o, const Buffer& target) const {
+    const Output& out = p.output[o];
+    auto clash = [&](int s) {
+      return s < kDerived && a.column[s].data == target.data && a.column[s].dtype == a.state;
+    };
+    if (out.base >= 0 && clash(out.base)) return true;
+    for (int k = out.first; k < out.first + out.terms + out.noises; ++k) {
+      if (clash(p.source[k])) return true;
+    }
+    return false;
+  }
+
+  void order_outputs() {
+    uint8_t left[kMaxOutputs];
+    int count = 0;
+    for (int o = 0; o < p.outputs; ++o) {
+      if (a.store[o].data || (a.z.data && o == p.network)) left[count++] = (uint8_t)o;
+    }
+    while (count) {
+      int pick = 0;
+      bool safe = false;
+      for (int i = 0; i < count && !safe; ++i) {
+        safe = true;
+        for (int j = 0; j < count; ++j) safe = safe && (i == j || !reads(left[j], a.store[left[i]]));
+        if (safe) pick = i;
+      }
+      const Buffer& store = a.store[left[pick]];
+      direct[left[pick]] = safe && store.data && store.dtype == a.state;
+      order[wanted++] = left[pick];
+      for (--count; pick < count; ++pick) left[pick] = left[pick + 1];
+    }
+  }
+
+  void gather(Terms<T>& terms, int first, int count) {
+    for (int k = first; k < first + count; ++k) {
+      if (is_present(sample.present, k)) terms.push(sample.coef[k], p.source[k]);
+    }
+  }
+
+  void enter_sample(int64_t b) {
+    sample = sample_args<T>(a, b);
+    if (p.draws) key = make_key(sample.seed);
+    if (entered && shared) return;
+    entered = true;
+    used = 0;
+    auto mark = [&](const Terms<T>& terms) {
+      for (int j = 0; j < terms.count; ++j) used |= bit(terms.source[j]);
+    };
+    for (int i = 0; i < wanted; ++i) {
+      const Output& out = p.output[order[i]];
+      Terms<T>& terms = result[order[i]];
+      terms.count = 0;
+      gather(terms, out.first, out.terms);
+      if (out.base >= 0) terms.push(T(1), out.base);
+      gather(terms, out.first + out.terms, out.noises);
+      mark(terms);
+    }
+    derived.count = 0;
+    if (used & bit(kDerived)) {
+      gather(derived, 0, p.d_terms);
+      mark(derived);
+    }
+    c_in = a.z.data && is_present(sample.present, p.c_in) ? sample.coef[p.c_in] : T(1);
+  }
+
+  void sum(const Terms<T>& terms, T* out, int64_t n) {
+    if (!terms.count) {
+      memset(out, 0, (size_t)n * sizeof(T));
+      return;
+    }
+    const T* in[kTerms];
+    T c[kTerms];
+    int done = 0, held = 0;
+    while (done < terms.count) {
+      for (; held < kTerms && done < terms.count; ++held, ++done) {
+        in[held] = source[terms.source[done]];
+        c[held] = terms.c[done];
+      }
+      // A partial sum stays in scratch: `out` may be a column that the next step reads.
+      T* to = done == terms.count ? out : slot(kPartial);
+      kCombine<T>[held](to, in, c, n);
+      in[0] = to;
+      c[0] = T(1);
+      held = 1;
+    }
+  }
+
+  void draw(int s, int64_t b, int64_t i, int64_t n) {
+    const Draw draw = make_draw(sample.draws + 4 * (s - kFirstDraw));
+    float* out = (float*)slots[sizeof(T) == 4 ? s : kPartial];
+    if (!walk.flat && a.channels <= 1) {
+      linear_normals(key, draw, i >> 2, n, out);
+    } else {
+      list.blocks.size = 0;
+      for (int64_t place = 0; place < n;) {
+        // Flat: sample b is the whole batch, and `i` counts through the samples.
+        const int64_t at = b * a.numel + i + place, sample_index = walk.flat ? at / a.numel : b;
+        const int64_t first = walk.flat ? at % a.numel : i + place;
+        const int64_t count = a.numel - first < n - place ? a.numel - first : n - place;
+        const int64_t seed = a.seeds[sample_index * a.seeds_stride];
+        list_channels(list, draw, seed, first, count, a.channels, a.numel, place, out);
+        place += count;
+      }
+      flush(list, draw, out);
+    }
+    if (sizeof(T) == 8) kWiden<T>[kFloat32](slot(s), out, n);
+    source[s] = slot(s);
+  }
+
+  void derive(int64_t n) {
+    T* out = slot(kDerived);
+    sum(derived, out, n);
+    if (p.d_bound >= 0 && is_present(sample.present, p.d_bound)) clamp_all(out, sample.coef[p.d_bound], n);
+    if (p.d_scale >= 0 && is_present(sample.present, p.d_scale)) {
+      const T* in = out;
+      kCombine<T>[1](out, &in, sample.coef + p.d_scale, n);
+    }
+    source[kDerived] = out;
+  }
+
+  void write(const Buffer& to, int64_t first, const T* from, T c, int64_t n) {
+    char* out = (char*)to.data + first * kItemSize[to.dtype];
+    const bool stream = walk.stream && ((uintptr_t)out & 63) == 0;
+    (stream ? kNarrow<T, true> : kNarrow<T, false>)[to.dtype](out, from, c, n);
+  }
+
+  void tile(int64_t b, int64_t i, int64_t n) {
+    for (uint64_t rest = used; rest; rest &= rest - 1) {
+      const int s = __builtin_ctzll(rest);
+      if (s > kDerived) draw(s, b, i, n);
+      if (s >= kDerived) continue;
+      const Buffer& column = a.column[s];
+      const char* at = (const char*)column.data + (b * column.batch_stride + i) * kItemSize[column.dtype];
+      source[s] = (const T*)at;
+      if (column.dtype == a.state) continue;
+      kWiden<T>[column.dtype](slot(s), at, n);
+      source[s] = slot(s);
+    }
+    if (used & bit(kDerived)) derive(n);
+    const T* value[kMaxOutputs];
+    for (int j = 0; j < wanted; ++j) {
+      const int o = order[j];
+      const Buffer& store = a.store[o];
+      T* out = direct[o] ? (T*)store.data + b * store.batch_stride + i : slot(kFirstResult + o);
+      sum(result[o], out, n);
+      value[o] = out;
+    }
+    for (int j = 0; j < wanted; ++j) {
+      const int o = order[j];
+      const Buffer& store = a.store[o];
+      if (store.data && !direct[o]) write(store, b * store.batch_stride + i, value[o], T(1), n);
+    }
+    if (a.z.data) write_copies(b, i, value[p.network], n);
+  }
+
+  void write_copies(int64_t b, int64_t i, const T* from, int64_t n) {
+    const int64_t size = kItemSize[a.z.dtype];
+    auto first = [&](int64_t copy) { return (copy * a.batch + b) * a.z.batch_stride + i; };
+    write(a.z, first(0), from, c_in, n);
+    for (int64_t copy = 1; copy < a.copies; ++copy) {
+      if (walk.stream) {
+        write(a.z, first(copy), from, c_in, n);
+      } else {
+        memcpy((char*)a.z.data + first(copy) * size, (const char*)a.z.data + first(0) * size,
+               (size_t)(n * size));
+      }
+    }
+  }
+};
+
+// Samples of fewer elements than this, each with its own coefficients, go element by element.
+constexpr int64_t kTiny = 4;
+
+template <class T>
+static void stage_range(const StageArgs& a, const Walk& walk, int64_t begin, int64_t end) {
+  if (!walk.flat && a.numel < kTiny) {
+    for (int64_t at = begin; at < end; ++at) stage_element<T>(a, at / a.numel, at % a.numel);
+    return;
+  }
+  Launch<T> launch(a, walk);
+  if (walk.flat) {
+    launch.run(0, begin, end);
+    return;
+  }
+  for (int64_t at = begin; at < end;) {
+    const int64_t b = at / a.numel, first = at % a.numel;
+    const int64_t count = a.numel - first < end - at ? a.numel - first : end - at;
+    launch.run(b, first, first + count);
+    at += count;
+  }
+}
+
+void stage(const StageArgs& a, const Walk& walk, int64_t begin, int64_t end) {
+  const ExactFloat exact;
+  (a.state == kFloat64 ? stage_range<double> : stage_range<float>)(a, walk, begin, end);
+#if FD_BITS
+  if (walk.stream) _mm_sfence();
+#endif
+}
+
+}  // namespace fastdiff::FD_ISA

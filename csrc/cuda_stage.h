@@ -1,0 +1,233 @@
+// A row computed by the threads of a device, each for the few quads of elements that it owns.
+//
+// A thread loads all columns of its elements before it stores any output, which makes writing in place safe.
+// A row's terms name columns by number and registers have none, so the columns lie in shared memory, in slots
+// that only their own thread touches: no barrier, no bank conflict, and one kernel serves every row.
+#pragma once
+
+#include "quad.h"
+
+namespace fastdiff {
+
+enum Drawing { kNoDraws, kDrawsByRow, kDrawsByChannel };
+
+// Slots are the columns, then the derived one, then the normals of one draw.
+__host__ __device__ inline int derived_slot(const Program& p) { return p.columns; }
+__host__ __device__ inline int normals_slot(const Program& p) { return p.columns + (p.d_terms >= 0); }
+inline int slots_of(const Program& p) { return normals_slot(p) + (p.draws > 0); }
+
+// One thread's slots for all its values, 128 bits at a time; threads lie side by side.
+template <class T>
+struct Slots {
+  static constexpr int kParts = sizeof(T) / 4, kLanes = kQuad / kParts;
+  static constexpr int kBytes = kQuads<T> * kQuad * sizeof(T);
+  uint4* own;
+  int threads;
+
+  __device__ uint4& part(int slot, int q, int j) const {
+    return own[((slot * kQuads<T> + q) * kParts + j) * threads];
+  }
+
+  __device__ void put(int slot, int q, const T (&value)[kQuad]) const {
+#pragma unroll
+    for (int j = 0; j < kParts; ++j) memcpy(&part(slot, q, j), value + j * kLanes, sizeof(uint4));
+  }
+
+  __device__ void get(int slot, int q, T (&value)[kQuad]) const {
+#pragma unroll
+    for (int j = 0; j < kParts; ++j) {
+      const uint4 four = part(slot, q, j);
+      memcpy(value + j * kLanes, &four, sizeof(four));
+    }
+  }
+
+  __device__ void put_one(int slot, int q, int lane, T value) const {
+    ((T*)&part(slot, q, lane / kLanes))[lane % kLanes] = value;
+  }
+};
+
+template <class T>
+__device__ inline Slots<T> own_slots() {
+  extern __shared__ uint4 block_slots[];
+  return {block_slots + (threadIdx.y * blockDim.x + threadIdx.x), (int)(blockDim.x * blockDim.y)};
+}
+
+// What a thread works on.
+template <class T>
+struct Work {
+  const StageArgs& a;
+  const SampleArgs<T>& sample;
+  const Slots<T>& slots;
+  const Group& group;
+};
+
+// Coefficients in the order in which a row reads them.
+template <class T>
+struct Reader {
+  const T* next;
+  uint64_t present;
+
+  // The next coefficient, and whether its operation is present.
+  __device__ bool take(T& coefficient) {
+    const bool on = present & 1;
+    coefficient = __ldg(next++);
+    present >>= 1;
+    return on;
+  }
+};
+
+// A sum that begins at -0, because -0 + x is x for every x; if nothing is ever added it is +0.
+template <class T>
+struct Sums {
+  Values<T> total;
+  bool started = false;
+
+  __device__ Sums() {
+    for_each_value<T>([&](int q, int lane) { total[q][lane] = T(-0.0); });
+  }
+
+  __device__ void add(const Work<T>& work, T factor, int slot) {
+#pragma unroll
+    for (int q = 0; q < kQuads<T>; ++q) {
+      if (q >= work.group.quads) continue;
+      T value[kQuad];
+      work.slots.get(slot, q, value);
+#pragma unroll
+      for (int lane = 0; lane < kQuad; ++lane) {
+        total[q][lane] = fastdiff::add(total[q][lane], mul(factor, value[lane]));
+      }
+    }
+    started = true;
+  }
+
+  __device__ void finish() {
+    for_each_value<T>([&](int q, int lane) { total[q][lane] = started ? total[q][lane] : T(0); });
+  }
+};
+
+// A draw's normals into their slot. Where channels come last, neighbours belong to four Philox blocks.
+template <Drawing kDrawing, class T>
+__device__ inline void draw_normals(const Work<T>& work, int draw_number) {
+  const Draw draw = make_draw(work.sample.draws + 4 * draw_number);
+  const int slot = normals_slot(work.a.program);
+#pragma unroll 1
+  for (int q = 0; q < work.group.quads; ++q) {
+    const int64_t place = work.group.place(q);
+    if (kDrawing == kDrawsByRow) {
+      float normal[kQuad];
+      normals_of_block(work.sample.seed, draw, place / kQuad, normal);
+      T value[kQuad];
+#pragma unroll
+      for (int lane = 0; lane < kQuad; ++lane) value[lane] = normal[lane];
+      work.slots.put(slot, q, value);
+    } else {
+#pragma unroll 1
+      for (int lane = 0; lane < kQuad; ++lane) {
+        const int64_t element = logical_index(work.a, place + lane);
+        work.slots.put_one(slot, q, lane, normal_of_element(work.sample.seed, draw, element));
+      }
+    }
+  }
+}
+
+// Adds the products of coefficients [first, last), as far as they are present.
+template <Drawing kDrawing, class T>
+__device__ inline void add_products(const Work<T>& work, Reader<T>& reader, int first, int last,
+                                    Sums<T>& sums) {
+  const Program& p = work.a.program;
+#pragma unroll 1
+  for (int k = first; k < last; ++k) {
+    T factor;
+    if (!reader.take(factor)) continue;
+    int slot = p.source[k];
+    if (kDrawing != kNoDraws && slot >= kFirstDraw) {
+      draw_normals<kDrawing>(work, slot - kFirstDraw);
+      slot = normals_slot(p);
+    } else if (slot == kDerived) {
+      slot = derived_slot(p);
+    }
+    sums.add(work, factor, slot);
+  }
+}
+
+template <class T>
+__device__ inline void put(const Work<T>& work, int slot, const Values<T>& value) {
+#pragma unroll
+  for (int q = 0; q < kQuads<T>; ++q) {
+    if (q < work.group.quads) work.slots.put(slot, q, value[q]);
+  }
+}
+
+template <class T>
+__device__ inline void load_columns(const Work<T>& work) {
+#pragma unroll 1
+  for (int c = 0; c < work.a.program.columns; ++c) {
+    Words<T> word;
+    load<T>(work.a.column[c], work.group, word);
+    Values<T> value;
+    widen<T>(work.a.column[c].dtype, word, value);
+    put(work, c, value);
+  }
+}
+
+template <class T>
+__device__ inline void derive(const Work<T>& work, Reader<T>& reader) {
+  const Program& p = work.a.program;
+  Sums<T> sums;
+  add_products<kNoDraws>(work, reader, 0, p.d_terms, sums);
+  sums.finish();
+  T bound, scale;
+  if (p.d_bound >= 0 && reader.take(bound)) {
+    for_each_value<T>([&](int q, int lane) { sums.total[q][lane] = clamp(sums.total[q][lane], bound); });
+  }
+  if (p.d_scale >= 0 && reader.take(scale)) {
+    for_each_value<T>([&](int q, int lane) { sums.total[q][lane] = mul(scale, sums.total[q][lane]); });
+  }
+  put(work, derived_slot(p), sums.total);
+}
+
+// An output as the network input: scaled, rounded once, and stored in every copy.
+template <class T>
+__device__ inline void feed(const Work<T>& work, Values<T>& w) {
+  const StageArgs& a = work.a;
+  const int k = a.program.c_in;
+  if (is_present(work.sample.present, k)) {
+    const T c_in = __ldg(work.sample.coef + k);
+    for_each_value<T>([&](int q, int lane) { w[q][lane] = mul(c_in, w[q][lane]); });
+  }
+  Words<T> word;
+  narrow<T>(a.z.dtype, w, word);
+#pragma unroll 1
+  for (int64_t copy = 0; copy < a.copies; ++copy) {
+    store<T>(a.z, copy * a.batch + work.group.b, work.group, word);
+  }
+}
+
+// All outputs of a thread's elements.
+template <class T, Drawing kDrawing>
+__device__ inline void stage(const Work<T>& work) {
+  const StageArgs& a = work.a;
+  const Program& p = a.program;
+  load_columns(work);
+  Reader<T> reader = {work.sample.coef, (uint64_t)work.sample.present};
+  if (p.d_terms >= 0) derive(work, reader);
+#pragma unroll 1
+  for (int o = 0; o < p.outputs; ++o) {
+    const Output& out = p.output[o];
+    const int first_noise = out.first + out.terms;
+    Sums<T> sums;
+    add_products<kNoDraws>(work, reader, out.first, first_noise, sums);
+    // 1 * x is x, bit for bit.
+    if (out.base >= 0) sums.add(work, T(1), out.base);
+    add_products<kDrawing>(work, reader, first_noise, first_noise + out.noises, sums);
+    sums.finish();
+    if (a.store[o].data) {
+      Words<T> word;
+      narrow<T>(a.store[o].dtype, sums.total, word);
+      store<T>(a.store[o], work.group.b, work.group, word);
+    }
+    if (o == p.network && a.z.data) feed(work, sums.total);
+  }
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,137 @@
+// Chooses the instruction set, decides how a launch walks memory, and splits it between threads.
+#include "launch.h"
+
+#include <unistd.h>
+
+#include "kernel.h"
+
+namespace fastdiff {
+
+#define FD_DECLARE(isa)                                                            \
+  namespace isa {                                                                  \
+  void stage(const StageArgs& args, const Walk& walk, int64_t begin, int64_t end); \
+  }
+FD_DECLARE(scalar)
+#ifdef FD_X86
+FD_DECLARE(avx2)
+FD_DECLARE(avx512)
+#endif
+
+namespace {
+
+// Fewer elements than this are not worth waking a thread for.
+constexpr int64_t kUnit = 16384;
+// From here on samples hold whole tiles, and noise is drawn faster sample by sample than through lists of
+// blocks.
+constexpr int64_t kFlatNoise = 512;
+
+struct Isa {
+  const char* name;
+  StageRange stage;
+};
+
+struct Isas {
+  Isa isa[3];
+  int count = 0, chosen = 0;
+
+  Isas() {
+    push("scalar", scalar::stage);
+#ifdef FD_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+      push("avx2", avx2::stage);
+      if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        push("avx512", avx512::stage);
+      }
+    }
+#endif
+    chosen = count - 1;
+  }
+
+  void push(const char* name, StageRange stage) { isa[count++] = {name, stage}; }
+};
+
+Isas& isas() {
+  static Isas all;
+  return all;
+}
+
+int64_t cache_bytes() {
+  static const int64_t bytes = [] {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    const long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+    const long size = 0;
+#endif
+    return size > 0 ? (int64_t)size : (int64_t)32 << 20;
+  }();
+  return bytes;
+}
+
+int64_t bytes_moved(const StageArgs& a) {
+  int64_t item = a.z.data ? a.copies * kItemSize[a.z.dtype] : 0;
+  for (int c = 0; c < a.program.columns; ++c) item += kItemSize[a.column[c].dtype];
+  for (int o = 0; o < a.program.outputs; ++o) item += a.store[o].data ? kItemSize[a.store[o].dtype] : 0;
+  return item * a.batch * a.numel;
+}
+
+bool dense(const StageArgs& a, const Buffer& buffer) {
+  return !buffer.data || buffer.batch_stride == a.numel;
+}
+
+Walk plan_walk(const StageArgs& a) {
+  bool flat =
+      a.batch > 1 && a.coef_stride == 0 && a.present_stride == 0 && a.draws_stride == 0 && dense(a, a.z);
+  if (a.program.draws && a.numel >= kFlatNoise) flat = false;
+  for (int c = 0; c < a.program.columns; ++c) flat = flat && dense(a, a.column[c]);
+  for (int o = 0; o < a.program.outputs; ++o) flat = flat && dense(a, a.store[o]);
+  return {flat, bytes_moved(a) > cache_bytes()};
+}
+
+struct Split {
+  const StageArgs& args;
+  const Walk walk;
+  const StageRange stage;
+  const int64_t chunks;
+
+  // The first element of chunk i: a boundary inside a sample is a multiple of kAlign, so that noise tiles
+  // stay whole.
+  int64_t start(int64_t i) const {
+    const int64_t total = args.batch * args.numel, at = total / chunks * i + total % chunks * i / chunks;
+    const int64_t inside = walk.flat ? at : at % args.numel;
+    return i == chunks ? total : at - inside % kAlign;
+  }
+};
+
+void run_chunks(int64_t begin, int64_t end, void* context) {
+  const Split& split = *(const Split*)context;
+  split.stage(split.args, split.walk, split.start(begin), split.start(end));
+}
+
+bool stage(const StageArgs& args, int64_t threads) {
+  const int64_t total = args.batch * args.numel;
+  if (total == 0) return true;
+  const StageRange kernel = isas().isa[isas().chosen].stage;
+  const int64_t units = (total + kUnit - 1) / kUnit;
+  const ParallelFor parallel_for = kernel_table().parallel_for;
+  const int64_t chunks = parallel_for && threads > 1 ? (units < threads ? units : threads) : 1;
+  Split split{args, plan_walk(args), kernel, chunks};
+  if (chunks > 1) return parallel_for(0, chunks, 1, run_chunks, &split) == 0;
+  run_chunks(0, chunks, &split);
+  return true;
+}
+
+}  // namespace
+
+KernelTable& kernel_table() {
+  static KernelTable table = {kKernelAbi, stage, nullptr};
+  return table;
+}
+
+int isa_count() { return isas().count; }
+const char* isa_name(int i) { return isas().isa[i].name; }
+int isa_chosen() { return isas().chosen; }
+void isa_choose(int i) { isas().chosen = i; }
+
+}  // namespace fastdiff
