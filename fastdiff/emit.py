@@ -61,8 +61,9 @@ def emit(stages: list[Stage], draws: dict[Symbol, Draw], dtype: str, batched: bo
         try:
             rows.append(_row(stage, buffers, draws, dtype, batched))
         except PlanError as error:
-            sigma = mp.nstr(stage.after.sigma, 6) if stage.after else "start"
-            raise PlanError(f"row {k} (after the evaluation at sigma = {sigma}): {error}") from None
+            where = f"after the evaluation at sigma = {float(stage.after.sigma):.6g}" if stage.after else "first noise"
+            advice = f"the state is {dtype}; use float64 or less extreme noise levels"
+            raise PlanError(f"row {k} ({where}): {error}; {advice}") from None
     return rows
 
 

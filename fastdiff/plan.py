@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from fastdiff.bound import result_bound
 from fastdiff.compiler import Compiler
 from fastdiff.emit import emit
 from fastdiff.errors import PlanError
@@ -24,8 +25,6 @@ from fastdiff.trace import Churn, Ode
 FORMAT = 1
 NOISE_FORMAT = 1
 DTYPES = ("float32", "float64")
-MAX_NORMAL = 6.77
-"""No draw of noise format 1 exceeds sqrt(66 log 2) = 6.7637 (``docs/noise.md``)."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +121,7 @@ class Plan:
         Args:
             network: bound on the absolute value of raw network outputs.
         """
-        held: dict[str, Bound] = {}
-        for row in self.rows:
-            drawn = (name for name in row.columns if name.startswith(NOISE_PREFIX))
-            known = {name: Bound(MAX_NORMAL, 0.0) for name in (*dict(row.draws), *drawn)}
-            known |= {name: Bound(network, 0.0) for name in row.columns if name.startswith(NETWORK_PREFIX)}
-            known |= {name: held[name] for name in row.columns if name in held}
-            sizes = {name: bound.magnitude for name, bound in known.items()}
-            errors = {name: bound.error for name, bound in known.items()}
-            bounds = row.bound(sizes, self.dtype, error=errors, rounded_coefficients=True)
-            held |= {o.store: b for o, b in zip(row.outputs, bounds, strict=True) if o.store is not None}
-        return held[self.result]
+        return result_bound(self.rows, self.result, self.dtype, network)
 
     def explain(self, limit: int | None = None) -> str:
         """The plan as a table for people: one line per output of each row."""
@@ -170,7 +159,7 @@ class Plan:
         try:
             rows = tuple(_row_from(row) for row in body["rows"])
             return cls(rows, body["dtype"], body["description"], body["batched"], body["caller_noise"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"the plan is malformed: {error!r}") from None
 
     def _body(self) -> dict[str, Any]:
@@ -288,9 +277,7 @@ def _optional(value: Any) -> float | None:
 def _row_from(body: dict[str, Any]) -> Row:
     d = body["derived"]
     derived = None if d is None else Derived(_terms_from(d["terms"]), _optional(d["bound"]), _optional(d["scale"]))
-    outputs = (
-        Output(o["base"], _terms_from(o["terms"]), _terms_from(o["noise"]), o["store"]) for o in body["outputs"]
-    )
+    outputs = (Output(o["base"], _terms_from(o["terms"]), _terms_from(o["noise"]), o["store"]) for o in body["outputs"])
     scalars = {name: float.fromhex(body[name]) for name in ("c_in", "c_noise", "sigma")}
     return Row(
         tuple(body["columns"]),

@@ -127,7 +127,8 @@ class Row:
             if count > limit:
                 raise PlanError(f"a row has {count} {what}; at most {limit} fit in one launch")
         self._check_names()
-        for label, value in self.labelled_coefficients():
+        told = [("c_noise", self.c_noise), ("sigma", self.sigma)]
+        for label, value in (*self.labelled_coefficients(), *told):
             if not math.isfinite(value):
                 raise PlanError(f"coefficient {label} is {value}; every coefficient must be finite")
 
@@ -203,10 +204,9 @@ class Row:
         magnitude: Mapping[str, float],
         dtype: str = "float32",
         *,
-        error: Mapping[str, float] | None = None,
         rounded_coefficients: bool = False,
     ) -> list[Bound]:
-        """A-priori bounds on each output ``w`` and on its rounding error.
+        """A-priori bounds on each output ``w`` and on its rounding error, given exact columns.
 
         Running error analysis of the contract's operation order (Higham, *Accuracy and Stability of Numerical
         Algorithms*, 2nd ed., section 3.1): every operation adds its result's magnitude times the unit roundoff,
@@ -215,13 +215,11 @@ class Row:
         Args:
             magnitude: for every column and draw, an upper bound on its absolute value.
             dtype: the state type, ``"float32"`` or ``"float64"``.
-            error: bounds on errors that columns carry already (default none).
             rounded_coefficients: count the coefficients' own rounding too, so that the bound is against exact
                 mathematics; otherwise it is against the same row in exact arithmetic.
         """
         u, tiny = UNIT_ROUNDOFF[dtype], SMALLEST[dtype]
-        inherited = error or {}
-        known = {name: Bound(size, inherited.get(name, 0.0)) for name, size in magnitude.items()}
+        known = {name: Bound(size, 0.0) for name, size in magnitude.items()}
 
         def product(name: str, c: float) -> Bound:
             size, carried = abs(c) * known[name].magnitude, abs(c) * known[name].error

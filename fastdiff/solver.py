@@ -58,7 +58,8 @@ def second_order(alpha: float = 1.0) -> Solver:
             x, t = ode.churn(x, t)
             h = t_next - t
             d, x = ode.slope(x, t)
-            t_prime = t + a * h
+            # Not t + h: that sum would lose the digits of a small t_next.
+            t_prime = t_next if a == 1 else t + a * h
             if ode.path.sigma(t_prime) == 0:
                 x = x + d * h
                 continue
