@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,27 +105,26 @@ def fill_noise_by_dispatcher(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
     torch.ops.fastdiff.fill_noise(out, seeds, draws)
 
 
-def _cpu_unavailable() -> str | None:
-    from fastdiff.backends import cpu
+def _deferred(name: str, device: str) -> Backend:
+    """The backend of the module of this name, which is imported when it is first asked for."""
 
-    return cpu.unavailable()
+    def module() -> Any:
+        return import_module(f"fastdiff.backends.{name}")
 
-
-def _cpu_details() -> str:
-    from fastdiff.backends import cpu
-
-    return cpu.details()
+    return Backend(
+        name=name,
+        devices=(device,),
+        unavailable=lambda: module().unavailable(),
+        details=lambda: module().details(),
+        stage=lambda *call: module().stage(*call),
+        fill_noise=lambda *call: module().fill_noise(*call),
+    )
 
 
 BACKENDS = (
-    Backend(
-        name="cpu",
-        devices=("cpu",),
-        unavailable=_cpu_unavailable,
-        details=_cpu_details,
-        stage=stage_by_dispatcher,
-        fill_noise=fill_noise_by_dispatcher,
-    ),
+    _deferred("cpu", "cpu"),
+    _deferred("cuda", "cuda"),
+    _deferred("triton", "cuda"),
     Backend(
         name="reference",
         devices=(),

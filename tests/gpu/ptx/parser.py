@@ -145,7 +145,7 @@ def _parse_body(kernel: Kernel, text: str) -> None:
     depth, where = 1, "?"
     for raw in text.split("\n"):
         source = re.search(r"//\s*(\S+:\d+:\d+)", raw)
-        line = re.sub(r"//.*", "", raw).strip()
+        line = _named_by_width(re.sub(r"//.*", "", raw).strip())
         if re.match(r"\.loc\s", line):
             where = source.group(1) if source else line
             continue
@@ -159,6 +159,12 @@ def _parse_body(kernel: Kernel, text: str) -> None:
             return
         _parse_line(kernel, line, where)
     raise PtxError("the body of the entry does not end")
+
+
+def _named_by_width(line: str) -> str:
+    """A scope of one line, ``{ .reg .b16 tmp; ... }``, with names that other such scopes may give another width."""
+    declared = re.match(r"\{\s*\.reg\s+\.(\w+)\s+(\w+);.*\}$", line)
+    return re.sub(rf"\b{declared.group(2)}\b", f"{declared.group(2)}_{declared.group(1)}", line) if declared else line
 
 
 def _parse_line(kernel: Kernel, line: str, where: str) -> None:
