@@ -329,7 +329,7 @@ def test_force_starts_anew(folder: Path):
         (("--batch", "0"), "not in the range x>=1"),
         (("--threads", "0"), "not in the range"),
         (("--network-dtype", "float64"), "needs --dtype float64"),
-        (("--backend", "abacus"), "'auto', 'cpu', 'reference'"),
+        (("--backend", "abacus"), "is not one of 'auto', 'cpu'"),
         (("--checkpoint", "missing"), "does not exist"),
         (("--plan", "missing"), "does not exist"),
         (("--out", "q.jpg"), "must end in .png or .safetensors"),
