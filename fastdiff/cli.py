@@ -17,7 +17,7 @@ from fastdiff.backends import registry
 from fastdiff.errors import BackendError, FastdiffError, NetworkError, OutputError
 from fastdiff.io import encode_samples, read_plan, write
 from fastdiff.job import WATCHED, Job, Network, Partial, read_same
-from fastdiff.options import EXISTING_FILE, Classes, OutputFile, Seeds, refuse_existing
+from fastdiff.options import EXISTING_FILE, Classes, Finite, OutputFile, Seeds, refuse_existing
 from fastdiff.settings import Settings, settings_options
 
 NETWORK_DTYPES = ("float32", "bfloat16", "float64")
@@ -53,6 +53,19 @@ Examples:
   fastdiff demo
   fastdiff demo --out pictures --repeats 9
 """
+FUZZ_EXAMPLES = """\b
+Examples:
+  fastdiff fuzz
+  fastdiff fuzz --time 600 --backends cpu
+  fastdiff fuzz --cases 1000 --seed 7 --json
+  fastdiff fuzz --replay 'LINE'
+"""
+NOISE_EXAMPLES = """\b
+Examples:
+  fastdiff noise
+  fastdiff noise --draws 16777216 --html noise.html
+  fastdiff noise --backend reference --json
+"""
 
 
 FAILURES = (BackendError, NetworkError, OutputError)
@@ -69,6 +82,18 @@ class Failure(click.ClickException):
 
 class Commands(click.Group):
     """Commands whose errors are one message on stderr: exit code 2 for bad input, 1 for what failed here."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, `bench` among them, which is imported only when it is asked for."""
+        return sorted([*super().list_commands(ctx), "bench"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name."""
+        if cmd_name == "bench":
+            from fastdiff.bench.command import bench
+
+            return bench
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and turn the errors it should explain into messages."""
@@ -324,3 +349,59 @@ def demo(out: Path, repeats: int) -> None:
     from fastdiff import demo as demonstration
 
     demonstration.run(out, repeats)
+
+
+@main.command(epilog=FUZZ_EXAMPLES)
+@click.option("--time", "seconds", type=Finite(), help="Seconds to run.  [default: 60, or no limit with --cases]")
+@click.option("--cases", type=click.IntRange(min=1), help="Cases to draw.  [default: no limit]")
+@click.option("--seed", type=click.IntRange(min=0), help="Which cases are drawn.  [default: new ones each time]")
+@click.option("--backends", help="Such as cpu,emulated-cuda.  [default: all that run here]")
+@click.option("--plugin", type=EXISTING_FILE, help="A Python file with more implementations to compare.")
+@click.option("--until-fail", is_flag=True, help="Stop at the first difference.")
+@click.option("--replay", help="Run one line that this command printed; - reads it from standard input.")
+@click.option(
+    "--corpus",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Failures are kept here and tried first.  [default: tests/corpus in a checkout, else the cache folder]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def fuzz(replay: str | None, **asked: Any) -> None:
+    """Compare all backends with the reference on random cases, bit for bit.
+
+    A case is a random launch, or a random sampler that is also compared with
+    160-bit arithmetic. What fails is made small and printed as a line that
+    shows it again. Exits with 1 if anything differs; Ctrl-C shows what was
+    done until then.
+    """
+    from fastdiff.fuzz import command
+
+    request = command.Request(**asked)
+    failed = command.fuzz(request).differences if replay is None else not command.show_replay(replay, request)
+    if failed:
+        click.get_current_context().exit(1)
+
+
+@main.command(epilog=NOISE_EXAMPLES)
+@click.option("--draws", type=click.IntRange(2**16, 2**26), default=2**22, help="Normals to draw.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="The first seed; 63 others follow it.")
+@click.option(
+    "--backend",
+    type=click.Choice([backend.name for backend in registry.BACKENDS]),
+    help="Whose noise.  [default: the fastest that runs here]",
+)
+@click.option("--png", type=OutputFile(".png"), help="Also write a picture.")
+@click.option("--html", type=OutputFile(".html"), help="Also write a page with the picture and all tests.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def noise(png: Path | None, html: Path | None, force: bool, **asked: Any) -> None:
+    """Test the noise: moments, shape, tails, correlations, known answers.
+
+    Exits with 1 if a test fails; noise without a fault fails for at most one
+    seed in a million.
+    """
+    from fastdiff.battery import command
+
+    existing = [path for path in (png, html) if path is not None]
+    refuse_existing([] if force else existing, "give --force to overwrite it, or another name")
+    if not command.noise(png=png, html=html, **asked):
+        click.get_current_context().exit(1)
