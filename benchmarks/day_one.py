@@ -1,0 +1,397 @@
+"""The first day on a GPU: bits, graphs, memory checks and times that nobody could show without one.
+
+Every section runs here too, with ``--pretend``: on the CPU, with the kernels of the emulated CUDA backend, and
+with a graph that is a recorded function. Its times then mean nothing, and the page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fastdiff
+from fastdiff import ops
+from fastdiff.backends import registry
+from fastdiff.row import NETWORK_PREFIX, Row
+from fastdiff.testing import Case, random_case, same_bits
+
+ROOT = Path(__file__).parents[1]
+OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+CHURN = fastdiff.Churn(40.0)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the page."""
+
+    section: str
+    name: str
+    status: str
+    text: str
+
+
+Lines = Iterator[tuple[str, str, str]]
+
+
+class Gpu:
+    """The device, as far as the sections need one."""
+
+    device, backends = torch.device("cuda"), ("cuda", "triton")
+    cases_seconds, rounds, most_quads = 60.0, 50, 2**24
+
+    def describe(self) -> str:
+        """The device in a few words."""
+        major, minor = torch.cuda.get_device_capability()
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return f"{torch.cuda.get_device_name()}, capability {major}.{minor}, {memory:.0f} GiB"
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record a function's launches; what is returned replays them."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        return graph.replay
+
+    def seconds(self, work: Callable[[], None]) -> float:
+        """Time of one call on the device, the median of several."""
+        times = []
+        for _ in range(self.rounds):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1000)
+        return statistics.median(times)
+
+    def sanitizer(self) -> str | None:
+        """The tool's path, or None."""
+        return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+
+
+class PretendGpu(Gpu):
+    """The CPU in its place, with the CUDA backend emulated; nothing that it measures means anything."""
+
+    device, backends = torch.device("cpu"), ("emulated-cuda",)
+    cases_seconds, rounds, most_quads = 2.0, 3, 2**12
+
+    def describe(self) -> str:
+        """That there is none."""
+        return f"PRETENDED, on {platform.processor() or platform.machine()}: no figure on this page means anything"
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """The function itself, once it has run."""
+        work()
+        return work
+
+    def seconds(self, work: Callable[[], None]) -> float:
+        """Time of one call on the host."""
+        times = []
+        for _ in range(self.rounds):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    def sanitizer(self) -> str | None:
+        """A tool that runs the command that it is given, with a setting before it."""
+        return shutil.which("env")
+
+
+# Sections ----------------------------------------------------------------------------------------------------------
+
+
+def machine(gpu: Gpu) -> Lines:
+    """What was found."""
+    yield "device", OK, gpu.describe()
+    yield "software", OK, f"fastdiff {fastdiff.__version__}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    for report in fastdiff.list_backends():
+        if report.usable:
+            yield f"backend {report.name}", OK, report.details
+        else:
+            # On a GPU both must be there; elsewhere their absence is a fact, not a failure.
+            wanted = report.name in gpu.backends
+            yield f"backend {report.name}", FAILED if wanted else SKIPPED, str(report.reason)
+
+
+def bits(gpu: Gpu) -> Lines:
+    """Random rows against the reference, which runs on the CPU."""
+    for name in usable(gpu):
+        cases, wrong, end = 0, None, time.monotonic() + gpu.cases_seconds
+        while wrong is None and time.monotonic() < end:
+            case = random_case(cases, max_elements=4097)
+            got, expected = case.run(on_device(gpu, name)), case.run("reference")
+            wrong = next((case for key, value in expected.items() if not same_bits(got[key], value)), None)
+            cases += 1
+        text = f"the reference's bits on {cases} random rows" if wrong is None else f"other bits: {wrong.describe()}"
+        yield f"rows, {name}", OK if wrong is None else FAILED, text
+
+
+def noise(gpu: Gpu) -> Lines:
+    """Many normals against the reference."""
+    shape = (4, gpu.most_quads // 16)
+    seeds, counter = [0, 1, 2**40 + 3, 2**63 - 1], (1, 2, 3, 4)
+    expected = torch.empty(shape)
+    with fastdiff.use_backend("reference"):
+        ops.fill_noise(expected, seeds, *counter)
+    for name in usable(gpu):
+        got = torch.empty(shape, device=gpu.device)
+        with fastdiff.use_backend(name):
+            ops.fill_noise(got, seeds, *counter)
+        same = same_bits(got.cpu(), expected)
+        yield f"noise, {name}", OK if same else FAILED, f"{expected.numel()} normals, {'the same' if same else 'OTHER'}"
+
+
+def graphs(gpu: Gpu) -> Lines:
+    """All launches of a sampling captured once, and replayed with other seeds, coefficients and states."""
+    for name in usable(gpu):
+        with fastdiff.use_backend(name):
+            loop = Loop(gpu.device)
+            replay = gpu.capture(loop.run)
+            for seed, factor in ((11, 1.0), (12, 1.0), (12, 0.5)):
+                loop.set(seed, factor)
+                replay()
+                replayed = loop.result.clone()
+                loop.set(seed, factor)
+                loop.run()
+                same = same_bits(replayed.cpu(), loop.result.cpu()) and bool(replayed.isfinite().all())
+                text = "replay equals the eager loop" if same else "replay and eager loop DIFFER"
+                yield f"graph, {name}", OK if same else FAILED, f"seed {seed}, coefficients times {factor}: {text}"
+
+
+def sanitizer(gpu: Gpu) -> Lines:
+    """The vendor's own checkers on a few rows, in processes of their own."""
+    tool = gpu.sanitizer()
+    if tool is None:
+        yield (
+            "compute-sanitizer",
+            SKIPPED,
+            "it is neither in PATH nor in /usr/local/cuda/bin; it comes with the toolkit",
+        )
+        return
+    for name in SANITIZERS:
+        pretend = isinstance(gpu, PretendGpu)
+        options = [f"TOOL={name}"] if pretend else ["--tool", name, "--error-exitcode", "1"]
+        command = [tool, *options, sys.executable, __file__, "--rows", "24", *(["--pretend"] if pretend else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
+        yield name, FAILED if done.returncode else OK, "; ".join(last)
+
+
+def times(gpu: Gpu) -> Lines:
+    """Each launch of stochastic Heun, beside a copy on the device that moves as many bytes."""
+    for guidance in (1.0, 2.0):
+        plan = fastdiff.plan(steps=4, churn=CHURN, guidance=guidance)
+        moved = plan.traffic(2)
+        for at, label in ((1, "predictor"), (2, "corrector")):
+            for quads in sorted({gpu.most_quads // 256, gpu.most_quads}):
+                bytes_ = moved[at] * 4 * quads
+                copied = copy_seconds(gpu, bytes_)
+                for name in (*usable(gpu), "reference"):
+                    taken = row_seconds(gpu, plan.rows[at], name, quads)
+                    speed, share = bytes_ / taken / 1e9, copied / taken
+                    text = f"{taken * 1e6:.1f} us, {speed:.0f} GB/s, {100 * share:.0f} % of a copy's speed"
+                    yield f"{label}, guidance {guidance:g}, {4 * quads} elements, {name}", OK, text
+
+
+# What the sections are made of -------------------------------------------------------------------------------------
+
+
+def usable(gpu: Gpu) -> list[str]:
+    """The backends of the device that can run here."""
+    return [report.name for report in fastdiff.list_backends() if report.usable and report.name in gpu.backends]
+
+
+def on_device(gpu: Gpu, name: str) -> registry.Stage:
+    """A backend's stage for tensors on the CPU: storages go to the device and come back, offsets and gaps included."""
+
+    def stage(columns, coef, present, seeds, draws, program, stores, z) -> None:
+        moved: dict[int, Tensor] = {}
+
+        def there(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            storage = tensor.untyped_storage()
+            raw = torch.empty(0, dtype=torch.uint8).set_(storage)
+            copy = moved.setdefault(storage.data_ptr(), raw.to(gpu.device, copy=True))
+            geometry = (tensor.shape, tensor.stride(), tensor.storage_offset())
+            return copy.view(tensor.dtype).as_strided(*geometry)
+
+        tables = {"present": there(present), "seeds": there(seeds), "draws": there(draws)}
+        reads, written = [there(column) for column in columns], [there(store) for store in stores]
+        with fastdiff.use_backend(name):
+            ops.stage(reads, there(coef), program, stores=written, z=there(z), **tables)
+        for tensor in (*stores, z):
+            if tensor is not None:
+                storage = tensor.untyped_storage()
+                torch.empty(0, dtype=torch.uint8).set_(storage).copy_(moved[storage.data_ptr()])
+
+    return stage
+
+
+class Loop:
+    """A guided stochastic sampling with everything that may change between two replays in tensors of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.plan = fastdiff.plan(steps=4, churn=CHURN, guidance=2.0)
+        shape = (3, 4, 16, 16)
+        self.seeds = torch.zeros(shape[0], dtype=torch.int64, device=device)
+        self.exact = [torch.tensor([row.coefficients], device=device) for row in self.plan.rows]
+        self.coef = [c.clone() for c in self.exact]
+        words = [[[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in row.draws] for row in self.plan.rows]
+        self.draws = [torch.tensor([w], device=device) if w else None for w in words]
+        self.buffers = {name: torch.zeros(shape, device=device) for name in self.plan.buffers}
+        self.z = torch.zeros((2 * shape[0], *shape[1:]), dtype=torch.bfloat16, device=device)
+        self.answer = torch.zeros_like(self.z)
+
+    @property
+    def result(self) -> Tensor:
+        """The samples."""
+        return self.buffers[self.plan.result]
+
+    def set(self, seed: int, factor: float) -> None:
+        """Write new numbers where the launches read them."""
+        self.seeds.copy_(torch.arange(seed, seed + len(self.seeds)))
+        for coef, exact in zip(self.coef, self.exact, strict=True):
+            coef.copy_(exact * factor)
+
+    def run(self) -> None:
+        """One launch for each row, with a network of two operations between them."""
+        for row, coef, draws in zip(self.plan.rows, self.coef, self.draws, strict=True):
+            halves = dict(zip(("cond", "uncond"), self.answer.chunk(2), strict=True))
+            columns = [
+                halves[name.removeprefix(NETWORK_PREFIX)] if name.startswith(NETWORK_PREFIX) else self.buffers[name]
+                for name in row.columns
+            ]
+            stores = [None if o.store is None else self.buffers[o.store] for o in row.outputs]
+            z = None if row.network is None else self.z[: row.copies * len(self.seeds)]
+            seeds = None if draws is None else self.seeds
+            ops.stage(columns, coef, row.program, seeds=seeds, draws=draws, stores=stores, z=z)
+            torch.clamp(self.z, -2, 2, out=self.answer)
+            self.answer.mul_(0.75)
+
+
+def copy_seconds(gpu: Gpu, bytes_: int) -> float:
+    """Time in which the device copies half so many bytes, reading one half and writing the other."""
+    source = torch.zeros(bytes_ // 2, dtype=torch.uint8, device=gpu.device)
+    target = torch.empty_like(source)
+    gpu.seconds(lambda: target.copy_(source))
+    return gpu.seconds(lambda: target.copy_(source))
+
+
+def row_seconds(gpu: Gpu, row: Row, backend: str, quads: int) -> float:
+    """Time of one row on one sample with a bfloat16 network."""
+
+    def tensor(network: bool, copies: int = 1) -> Tensor:
+        return torch.zeros(copies, 4 * quads, dtype=torch.bfloat16 if network else torch.float32, device=gpu.device)
+
+    columns = {name: tensor(name.startswith(NETWORK_PREFIX)) for name in row.columns}
+    stores = [None if o.store is None else columns.get(o.store, tensor(False)) for o in row.outputs]
+    words = [[[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in row.draws]]
+    tables = {}
+    if row.draws:
+        tables["seeds"] = torch.tensor([7], device=gpu.device)
+        tables["draws"] = torch.tensor(words, device=gpu.device)
+    coef, z = torch.tensor([row.coefficients], device=gpu.device), tensor(True, row.copies)
+
+    def work() -> None:
+        ops.stage(list(columns.values()), coef, row.program, stores=stores, z=z, **tables)
+
+    with fastdiff.use_backend(backend):
+        # Replayed, so that the host's time is left out.
+        replay = gpu.capture(work) if backend != "reference" else work
+        gpu.seconds(replay)
+        return gpu.seconds(replay)
+
+
+SECTIONS = (machine, bits, noise, graphs, sanitizer, times)
+
+
+def examine(gpu: Gpu) -> list[Line]:
+    """Run all sections; one that breaks is a failed line, and the next goes on."""
+    found = []
+    for section in SECTIONS:
+        start = time.monotonic()
+        try:
+            found += [Line(section.__name__, *line) for line in section(gpu)]
+        except Exception as error:  # whatever it is, the page must be written
+            found.append(Line(section.__name__, "broke off", FAILED, f"{type(error).__name__}: {error}"))
+        print(f"{section.__name__}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+    return found
+
+
+def page(gpu: Gpu, lines: list[Line]) -> str:
+    """The report in Markdown."""
+    failed = [line for line in lines if line.status == FAILED]
+    verdict = f"{len(failed)} lines FAILED" if failed else "nothing failed"
+    rows = [f"| {line.section} | {line.name} | {line.status} | {line.text} |" for line in lines]
+    head = ["# fastdiff on this GPU", "", f"{gpu.describe()}. {verdict}.", "", "| section | what | status | found |"]
+    return "\n".join([*head, "|---|---|---|---|", *rows, ""])
+
+
+def run_rows(gpu: Gpu, count: int) -> int:
+    """A few rows and nothing else: what the sanitizers look at. Returns how many backends computed other bits."""
+    wrong = 0
+    for name in usable(gpu):
+        cases: list[Case] = [random_case(seed, max_elements=1025) for seed in range(count)]
+        right = all(
+            same_bits(value, expected)
+            for case in cases
+            for value, expected in zip(
+                case.run(on_device(gpu, name)).values(), case.run("reference").values(), strict=True
+            )
+        )
+        print(f"{name}: {count} rows, {'right' if right else 'WRONG'}")
+        wrong += not right
+    return wrong
+
+
+def main() -> int:
+    """Examine, write the page, and return 1 if something failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretend", action="store_true", help="on the CPU, with the emulated CUDA backend")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu_day_one.md", help="where the page is written")
+    parser.add_argument("--rows", type=int, help="run so many random rows and nothing else")
+    options = parser.parse_args()
+    if not options.pretend and not torch.cuda.is_available():
+        print("torch finds no GPU here; --pretend runs the same script on the CPU", file=sys.stderr)
+        return 2
+    gpu = PretendGpu() if options.pretend else Gpu()
+    with ExitStack() as stack:
+        if options.pretend:
+            sys.path.insert(0, str(ROOT / "tests" / "gpu"))
+            from emulated import EmulatedCuda, registered
+
+            stack.enter_context(registered(EmulatedCuda()))
+        if options.rows is not None:
+            return min(run_rows(gpu, options.rows), 1)
+        lines = examine(gpu)
+    text = page(gpu, lines)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text)
+    print(text)
+    print(f"written to {os.path.relpath(options.out)}", file=sys.stderr)
+    return int(any(line.status == FAILED for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

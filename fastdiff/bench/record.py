@@ -1,0 +1,205 @@
+"""Records: what a run of ``fastdiff bench`` leaves behind, as JSON and as CSV, and how two of them compare."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastdiff
+from fastdiff.bench import machine, roofline
+from fastdiff.bench.measure import Case
+from fastdiff.bench.noise import Rate
+from fastdiff.bench.workload import FREE
+from fastdiff.errors import InputError
+
+FORMAT = 1
+COUNTED = ("launches_per_nfe", "bytes_per_element", "syncs_per_nfe", "allocations_per_nfe")
+COMPARED = {"name", "backend", "ratio", "roofline", *COUNTED}
+COLUMNS = (
+    "us_per_step",
+    "steps_per_s",
+    *COUNTED,
+    "peak_bytes_per_element",
+    "host_us_per_step",
+    "first_call_ms",
+    "network_share",
+)
+HOW = {
+    "time": "thread time of one thread, contestants in turns, medians and quartiles; a ratio is taken within a turn",
+    "ratio": "how many times as long a rival takes for the same steps",
+    "launches_per_nfe": "fastdiff: rows run by the C++ loop, by its own counter, and whatever passed the dispatcher; "
+    "others: operations that passed the dispatcher and are neither views nor bare allocations",
+    "bytes_per_element": "state-size tensors read and written; fastdiff: as handed to the op fastdiff::stage",
+    "syncs_per_nfe": "values handed to Python, for which a GPU would be waited for",
+    "allocations_per_nfe": "as torch's allocator reports them to its profiler; also the peak, per state element",
+    "host_us_per_step": "the same step on 16 elements",
+    "first_call_ms": "wall time of the first job in this process, compilation of plan or code included",
+}
+
+
+@dataclass
+class Record:
+    """Everything one run found.
+
+    Args:
+        command: as it was typed.
+        gate: what the gate looked at.
+        cases: in the order in which they were measured.
+        normals: noise rates.
+        partial: the run was interrupted, and some of its cases are missing.
+    """
+
+    command: str
+    gate: str = ""
+    cases: list[Case] = field(default_factory=list)
+    normals: list[Rate] = field(default_factory=list)
+    partial: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON has it."""
+        cases = [case.to_dict() for case in self.cases]
+        return {
+            "fastdiff_bench": FORMAT,
+            "version": fastdiff.__version__,
+            "command": self.command,
+            "partial": self.partial,
+            "machine": machine.facts(),
+            "gate": self.gate,
+            "roofline": roofline.method(),
+            "how": HOW,
+            "cases": cases,
+            "slopes": slopes(cases),
+            "normals_per_s": {rate.name: rate.normals_per_s for rate in self.normals},
+        }
+
+
+def encode_json(record: dict[str, Any]) -> bytes:
+    """The file that ``--json`` writes."""
+    return (json.dumps(record, indent=1) + "\n").encode()
+
+
+def encode_csv(record: dict[str, Any]) -> bytes:
+    """One line for each contestant of each case."""
+    out = io.StringIO()
+    head = ("name", "elements", "dtype", "backend", "contestant", "ratio", "ratio_low", "ratio_high", "roofline")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow((*head, *COLUMNS, "partial"))
+    for case in record["cases"]:
+        shared = [case[name] for name in head[:4]]
+        own = [f"fastdiff {case['backend']}", 1, 1, 1, case["roofline"]]
+        writer.writerow([*shared, *own, *(case[name] for name in COLUMNS), record["partial"]])
+        for name, figures in case["rivals"].items():
+            low, high = case["ratio_quartiles"][name]
+            theirs = [name, case["ratio"][name], low, high, ""]
+            writer.writerow([*shared, *theirs, *(figures[column] for column in COLUMNS), record["partial"]])
+    return out.getvalue().encode()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what ``--json`` wrote.
+
+    Raises:
+        InputError: it is no such file, or of another format.
+    """
+    advice = "write one with fastdiff bench --json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no bench record: not JSON ({error}); {advice}") from None
+    if not isinstance(found, dict) or found.get("fastdiff_bench") != FORMAT:
+        given = found.get("fastdiff_bench") if isinstance(found, dict) else type(found).__name__
+        raise InputError(f"{path} is no bench record of format {FORMAT} (it has {given!r}); {advice}")
+    cases = found.get("cases")
+    if not isinstance(cases, list) or not all(isinstance(c, dict) and c.keys() >= COMPARED for c in cases):
+        raise InputError(f"{path} is a damaged bench record: each of its cases needs {sorted(COMPARED)}; {advice}")
+    return found
+
+
+def settings(case: dict[str, Any]) -> str:
+    """What the cases of a series share: everything but the size."""
+    churn = "+churn" if case["s_churn"] else ""
+    types = f"{case['dtype']}/{case['network_dtype']}"
+    network = "" if case["network"] == FREE else f" {case['network']}"
+    return f"{case['solver']}{churn} {case['prediction']} guidance {case['guidance']:g} {types}{network}"
+
+
+def slopes(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How cost grows with size: the slope of log time against log elements, by settings and contestant."""
+    points: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for case in cases:
+        series = points.setdefault(f"{settings(case)} {case['backend']}", {})
+        figures = {f"fastdiff {case['backend']}": case} | case["rivals"]
+        for name, found in figures.items():
+            series.setdefault(name, []).append((math.log(case["elements"]), math.log(found["us_per_step"])))
+    return {
+        key: {name: _slope(found) for name, found in series.items() if len({x for x, _ in found}) > 1}
+        for key, series in points.items()
+    }
+
+
+def _slope(points: list[tuple[float, float]]) -> float:
+    x, y = np.array(points).T
+    x = x - x.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+@dataclass(frozen=True)
+class Change:
+    """One case in two records.
+
+    Args:
+        name: the case.
+        backend: fastdiff's.
+        speed: how fast it is now, in units of before, as seen from what ran beside it.
+        counts: counted figures that grew, with both values.
+        regressed: slower than tolerated, or a count grew.
+    """
+
+    name: str
+    backend: str
+    speed: float
+    counts: dict[str, tuple[float, float]]
+    regressed: bool
+
+
+def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[Change]:
+    """Cases that both records have.
+
+    Speed is judged by what ran in the same turns: the geometric mean, over the rivals that both have and the
+    roofline, of the new ratio to the old one. So a record of a busier hour, or of another machine, can be used.
+
+    Raises:
+        InputError: they have no case in common.
+    """
+    before = {(case["name"], case["backend"]): case for case in old["cases"]}
+    changes = []
+    for case in new["cases"]:
+        then = before.get((case["name"], case["backend"]))
+        if then is None:
+            continue
+        pairs = [(case["ratio"][name], then["ratio"][name]) for name in case["ratio"] if name in then["ratio"]]
+        pairs.append((case["roofline"], then["roofline"]))
+        speed = math.exp(sum(math.log(now / was) for now, was in pairs) / len(pairs))
+        counts = {name: (then[name], case[name]) for name in COUNTED if _grew(then[name], case[name])}
+        changes.append(Change(case["name"], case["backend"], speed, counts, speed < 1 - tolerance or bool(counts)))
+    if not changes:
+        raise InputError(
+            f"the two records have no case in common: {_names(old['cases'])} before, {_names(new['cases'])} now"
+        )
+    return changes
+
+
+def _grew(was: float | None, now: float | None) -> bool:
+    return was is not None and now is not None and now > was
+
+
+def _names(cases: Iterable[dict[str, Any]]) -> str:
+    return ", ".join(sorted({case["name"] for case in cases})) or "none"
