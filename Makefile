@@ -8,7 +8,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check install --quiet --constraint 
 SOURCES := setup.py pyproject.toml requirements/constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format night bench docs clean
+.PHONY: help install demo test check format night mutants bench docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ format: install ## format Python and C++
 
 night: install ## the long batteries (minutes to hours)
 	$(PY) -m pytest -m night
+
+mutants: install ## plant faults in the sources; a test must notice each (about 10 minutes)
+	$(PY) -m pytest -m mutants tests/mutants
 
 bench: install ## the performance table, timed as docs/benchmarks.md says
 	$(PY) -m pytest benchmarks --benchmark-only

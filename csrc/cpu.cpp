@@ -2,8 +2,8 @@
 //
 // A sample is walked in tiles that stay in the first-level cache. Per tile: columns of another type are
 // widened into scratch, noise is drawn into scratch, and then every combination is one short loop over plain
-// arrays of the state type. Two facts keep those loops few. A base is a term with coefficient 1, because 1 *
-// x is x, bit for bit; and a long sum splits anywhere, because 1 * (partial sum) is the partial sum.
+// arrays of the state type. Two facts keep those loops few: a base is a term with coefficient 1, as one times
+// x is x, bit for bit; and a long sum splits anywhere, as one times a partial sum is that partial sum.
 #include "cpu_blocks.h"
 #include "cpu_loops.h"
 #include "fpenv.h"
@@ -33,7 +33,8 @@ struct Terms {
 template <class T>
 class Launch {
  public:
-  Launch(const StageArgs& args, const Walk& walk) : a(args), p(args.program), walk(walk) {
+  Launch(const StageArgs& args, const Walk& walk)
+      : a(args), p(args.program), walk(walk), positions(args.numel / args.channels) {
     order_outputs();
     shared = args.coef_stride == 0 && args.present_stride == 0;
   }
@@ -48,6 +49,7 @@ class Launch {
   const StageArgs& a;
   const Program& p;
   const Walk walk;
+  const int64_t positions;
   bool shared, entered = false;
   // Outputs that anyone wants, so ordered that none overwrites a column which a later one reads, where that
   // is possible; `direct` marks those that go straight to their buffer.
@@ -163,13 +165,12 @@ class Launch {
       linear_normals(key, draw, i >> 2, n, out);
     } else {
       list.blocks.size = 0;
-      for (int64_t place = 0; place < n;) {
-        // Flat: sample b is the whole batch, and `i` counts through the samples.
-        const int64_t at = b * a.numel + i + place, sample_index = walk.flat ? at / a.numel : b;
-        const int64_t first = walk.flat ? at % a.numel : i + place;
+      // Flat: sample b is the whole batch, and `i` counts through the samples.
+      int64_t index = walk.flat ? i / a.numel : b, first = walk.flat ? i % a.numel : i;
+      for (int64_t place = 0; place < n; ++index, first = 0) {
         const int64_t count = a.numel - first < n - place ? a.numel - first : n - place;
-        const int64_t seed = a.seeds[sample_index * a.seeds_stride];
-        list_channels(list, draw, seed, first, count, a.channels, a.numel, place, out);
+        const int64_t seed = a.seeds[index * a.seeds_stride];
+        list_channels(list, draw, seed, first, count, a.channels, positions, place, out);
         place += count;
       }
       flush(list, draw, out);

@@ -50,14 +50,19 @@ static void list_run(Listed& list, const Draw& draw, int64_t seed, int64_t eleme
   }
 }
 
-// Places [first, first + count) of one sample's memory, which has `channels` last, to out[0 ..).
+// Places [first, first + count) of one sample's memory, which is [positions, channels], to out[place ..).
 static void list_channels(Listed& list, const Draw& draw, int64_t seed, int64_t first, int64_t count,
-                          int64_t channels, int64_t numel, int64_t place, float* out) {
-  const int64_t positions = numel / channels, most = count < channels ? count : channels;
+                          int64_t channels, int64_t positions, int64_t place, float* out) {
+  int64_t channel = channels == 1 ? 0 : first % channels, position = channels == 1 ? first : first / channels;
+  const int64_t rounds = channels == 1 ? count : count / channels, rest = count - rounds * channels;
+  const int64_t most = rounds ? channels : rest;
   for (int64_t offset = 0; offset < most; ++offset) {
-    const int64_t channel = (first + offset) % channels, position = (first + offset) / channels;
-    const int64_t run = (count - offset + channels - 1) / channels;
+    const int64_t run = rounds + (offset < rest);
     list_run(list, draw, seed, channel * positions + position, run, place + offset, channels, out);
+    if (++channel == channels) {
+      channel = 0;
+      ++position;
+    }
   }
 }
 

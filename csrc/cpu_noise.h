@@ -273,26 +273,28 @@ static void linear_normals(const Key& key, const Draw& draw, int64_t block, int6
 // Four normals for every block of a list, to whole vectors of blocks.
 static void block_normals(const Blocks& list, const Draw& draw, float* out) {
   const I draw_word = Words::set64(draw.draw), format = Words::set64(draw.sub_draw_format);
-  for (int i = 0; i < list.size; i += Words::kWidth) {
-    const I block_low = Words::load(list.low + i), key_low = Words::load(list.key_low + i);
-    const I key_high = Words::load(list.key_high + i);
+  I word[4 * Blocks::kMost / Words::kWidth];
+  int pairs = 0;
+  for (int i = 0; i < list.size; i += Words::kWidth, ++pairs) {
+    const I block = Words::load(list.low + i), key_low = Words::load(list.key_low + i);
     const I second = Words::add(Words::load(list.high + i), Words::set(draw.purpose_tensor));
+    const I key_high = Words::load(list.key_high + i);
     I low[2][kPhiloxRounds], high[2][kPhiloxRounds];
+#pragma GCC unroll 16
     for (uint32_t round = 0; round < kPhiloxRounds; ++round) {
       low[0][round] = Words::add(key_low, Words::set(round * kPhiloxWeyl0));
       high[0][round] = Words::add(key_high, Words::set(round * kPhiloxWeyl1));
       low[1][round] = Words::high(low[0][round]);
       high[1][round] = Words::high(high[0][round]);
     }
-    I w[2][4] = {{block_low, second, draw_word, format},
-                 {Words::high(block_low), Words::high(second), draw_word, format}};
+    I w[2][4] = {{block, second, draw_word, format},
+                 {Words::high(block), Words::high(second), draw_word, format}};
     philox_rounds(w, low, high, 2, 0);
-    I word[4];
-    for (int j = 0; j < 4; ++j) word[j] = Words::merge(w[0][j], w[1][j]);
-    box_muller(word, 1, [=](int, const F(&z)[4]) __attribute__((always_inline)) {
-      Words::store_blocks(out + 4 * i, z);
-    });
+    for (int j = 0; j < 4; ++j) word[4 * pairs + j] = Words::merge(w[0][j], w[1][j]);
   }
+  box_muller(word, pairs, [=](int pair, const F(&z)[4]) __attribute__((always_inline)) {
+    Words::store_blocks(out + pair * 4 * Words::kWidth, z);
+  });
 }
 
 #endif

@@ -11,10 +11,11 @@ namespace fastdiff {
 
 enum Drawing { kNoDraws, kDrawsByRow, kDrawsByChannel };
 
-// Slots are the columns, then the derived one, then the normals of one draw.
+// Slots are the columns, then the derived one, then one for what is on its way: the normals of a draw, or an
+// output that leaves element by element.
 __host__ __device__ inline int derived_slot(const Program& p) { return p.columns; }
-__host__ __device__ inline int normals_slot(const Program& p) { return p.columns + (p.d_terms >= 0); }
-inline int slots_of(const Program& p) { return normals_slot(p) + (p.draws > 0); }
+__host__ __device__ inline int spare_slot(const Program& p) { return p.columns + (p.d_terms >= 0); }
+inline int slots_of(const Program& p) { return spare_slot(p) + 1; }
 
 // One thread's slots for all its values, 128 bits at a time; threads lie side by side.
 template <class T>
@@ -41,8 +42,8 @@ struct Slots {
     }
   }
 
-  __device__ void put_one(int slot, int q, int lane, T value) const {
-    ((T*)&part(slot, q, lane / kLanes))[lane % kLanes] = value;
+  __device__ T& one(int slot, int q, int lane) const {
+    return ((T*)&part(slot, q, lane / kLanes))[lane % kLanes];
   }
 };
 
@@ -52,13 +53,14 @@ __device__ inline Slots<T> own_slots() {
   return {block_slots + (threadIdx.y * blockDim.x + threadIdx.x), (int)(blockDim.x * blockDim.y)};
 }
 
-// What a thread works on.
+// What a thread works on. What its sample has of its own is read where it is needed: registers are few.
 template <class T>
 struct Work {
   const StageArgs& a;
-  const SampleArgs<T>& sample;
   const Slots<T>& slots;
   const Group& group;
+
+  __device__ SampleArgs<T> sample() const { return sample_args<T>(a, group.b); }
 };
 
 // Coefficients in the order in which a row reads them.
@@ -105,17 +107,26 @@ struct Sums {
   }
 };
 
+// The same number, of which the compiler knows nothing: it would hold the keys of all rounds over a loop.
+__device__ inline int64_t opaque(int64_t value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+l"(value));
+#endif
+  return value;
+}
+
 // A draw's normals into their slot. Where channels come last, neighbours belong to four Philox blocks.
 template <Drawing kDrawing, class T>
 __device__ inline void draw_normals(const Work<T>& work, int draw_number) {
-  const Draw draw = make_draw(work.sample.draws + 4 * draw_number);
-  const int slot = normals_slot(work.a.program);
+  const SampleArgs<T> sample = work.sample();
+  const Draw draw = make_draw(sample.draws + 4 * draw_number);
+  const int slot = spare_slot(work.a.program);
 #pragma unroll 1
   for (int q = 0; q < work.group.quads; ++q) {
     const int64_t place = work.group.place(q);
     if (kDrawing == kDrawsByRow) {
       float normal[kQuad];
-      normals_of_block(work.sample.seed, draw, place / kQuad, normal);
+      normals_of_block(opaque(sample.seed), draw, place / kQuad, normal);
       T value[kQuad];
 #pragma unroll
       for (int lane = 0; lane < kQuad; ++lane) value[lane] = normal[lane];
@@ -124,7 +135,7 @@ __device__ inline void draw_normals(const Work<T>& work, int draw_number) {
 #pragma unroll 1
       for (int lane = 0; lane < kQuad; ++lane) {
         const int64_t element = logical_index(work.a, place + lane);
-        work.slots.put_one(slot, q, lane, normal_of_element(work.sample.seed, draw, element));
+        work.slots.one(slot, q, lane) = normal_of_element(opaque(sample.seed), draw, element);
       }
     }
   }
@@ -142,7 +153,7 @@ __device__ inline void add_products(const Work<T>& work, Reader<T>& reader, int 
     int slot = p.source[k];
     if (kDrawing != kNoDraws && slot >= kFirstDraw) {
       draw_normals<kDrawing>(work, slot - kFirstDraw);
-      slot = normals_slot(p);
+      slot = spare_slot(p);
     } else if (slot == kDerived) {
       slot = derived_slot(p);
     }
@@ -162,11 +173,35 @@ template <class T>
 __device__ inline void load_columns(const Work<T>& work) {
 #pragma unroll 1
   for (int c = 0; c < work.a.program.columns; ++c) {
-    Words<T> word;
-    load<T>(work.a.column[c], work.group, word);
-    Values<T> value;
-    widen<T>(work.a.column[c].dtype, word, value);
-    put(work, c, value);
+    const Buffer& column = work.a.column[c];
+    const Spot from(column, work.group.b, work.group);
+    if (from.at_once) {
+      Values<T> value = {};
+      load_quads<T>(from, work.group, value);
+      put(work, c, value);
+    } else {
+      for_each_element(work.group, [&](int q, int lane, int64_t offset) {
+        work.slots.one(c, q, lane) = load_as<T>(column.data, from.dtype, from.at + offset);
+      });
+    }
+  }
+}
+
+// Values, rounded to the storage type of a buffer, into their sample of it, or of so many stacked copies.
+template <class T>
+__device__ inline void store(const Work<T>& work, const Buffer& buffer, const Values<T>& value, int copies) {
+  const int spare = spare_slot(work.a.program);
+#pragma unroll 1
+  for (int copy = 0; copy < copies; ++copy) {
+    const Spot to(buffer, copy * work.a.batch + work.group.b, work.group);
+    if (to.at_once) {
+      store_quads<T>(to, work.group, value);
+      continue;
+    }
+    put(work, spare, value);
+    for_each_element(work.group, [&](int q, int lane, int64_t offset) {
+      store_as<T>(buffer.data, to.dtype, to.at + offset, work.slots.one(spare, q, lane));
+    });
   }
 }
 
@@ -190,17 +225,13 @@ __device__ inline void derive(const Work<T>& work, Reader<T>& reader) {
 template <class T>
 __device__ inline void feed(const Work<T>& work, Values<T>& w) {
   const StageArgs& a = work.a;
+  const SampleArgs<T> sample = work.sample();
   const int k = a.program.c_in;
-  if (is_present(work.sample.present, k)) {
-    const T c_in = __ldg(work.sample.coef + k);
+  if (is_present(sample.present, k)) {
+    const T c_in = __ldg(sample.coef + k);
     for_each_value<T>([&](int q, int lane) { w[q][lane] = mul(c_in, w[q][lane]); });
   }
-  Words<T> word;
-  narrow<T>(a.z.dtype, w, word);
-#pragma unroll 1
-  for (int64_t copy = 0; copy < a.copies; ++copy) {
-    store<T>(a.z, copy * a.batch + work.group.b, work.group, word);
-  }
+  store(work, a.z, w, a.copies);
 }
 
 // All outputs of a thread's elements.
@@ -209,7 +240,8 @@ __device__ inline void stage(const Work<T>& work) {
   const StageArgs& a = work.a;
   const Program& p = a.program;
   load_columns(work);
-  Reader<T> reader = {work.sample.coef, (uint64_t)work.sample.present};
+  const SampleArgs<T> sample = work.sample();
+  Reader<T> reader = {sample.coef, (uint64_t)sample.present};
   if (p.d_terms >= 0) derive(work, reader);
 #pragma unroll 1
   for (int o = 0; o < p.outputs; ++o) {
@@ -221,11 +253,7 @@ __device__ inline void stage(const Work<T>& work) {
     if (out.base >= 0) sums.add(work, T(1), out.base);
     add_products<kDrawing>(work, reader, first_noise, first_noise + out.noises, sums);
     sums.finish();
-    if (a.store[o].data) {
-      Words<T> word;
-      narrow<T>(a.store[o].dtype, sums.total, word);
-      store<T>(a.store[o], work.group.b, work.group, word);
-    }
+    if (a.store[o].data) store(work, a.store[o], sums.total, 1);
     if (o == p.network && a.z.data) feed(work, sums.total);
   }
 }

@@ -1,6 +1,5 @@
-// Quads of neighbouring elements in the registers of one thread: a quad moves at once where its address
-// allows it, element by element where it does not. How wide an element is decides how it moves, its dtype
-// only what its bits mean.
+// Quads of neighbouring elements in the registers of one thread, moved 128 bits at a time, or 64 where a quad
+// is no larger. How wide an element is decides how it moves, its dtype only what its bits mean.
 //
 // Device code; the tests compile it for the host, where the cuda_runtime.h of tests/gpu/emulation stands in.
 #pragma once
@@ -12,17 +11,12 @@
 namespace fastdiff {
 
 constexpr int kQuad = 4;
-// A thread owns up to so many quads, in 8 registers; what it costs to read the row is paid once for all.
+// A thread owns up to so many quads, as registers allow; what it costs to read the row is paid once for all.
 template <class T>
-constexpr int kQuads = 8 / sizeof(T);
-// The 32-bit words that hold a quad of T, or of anything narrower.
-template <class T>
-constexpr int kWords = sizeof(T);
+constexpr int kQuads = sizeof(T) == 4 ? 4 : 1;
 
 template <class T>
 using Values = T[kQuads<T>][kQuad];
-template <class T>
-using Words = uint32_t[kQuads<T>][kWords<T>];
 
 // The quads of one thread in sample b: `quads` of them, `step` elements apart, the first one at place i.
 struct Group {
@@ -41,135 +35,31 @@ struct Group {
   }
 
   __device__ int64_t place(int q) const { return i + q * step; }
-  __device__ bool has(int q, int lane) const { return q < quads && place(q) + lane < numel; }
 };
 
-// Moving ----------------------------------------------------------------------------------------------
-
-// One quad of items of kItem bytes, 128 bits at a time, or 64 where it is no larger.
-template <int kItem>
-__device__ inline void load_quad(const char* from, uint32_t* word) {
-  if constexpr (kItem == 2) {
-    const uint2 both = *(const uint2*)from;
-    memcpy(word, &both, sizeof(both));
-  } else {
-#pragma unroll
-    for (int j = 0; j < kItem / 4; ++j) {
-      const uint4 four = ((const uint4*)from)[j];
-      memcpy(word + 4 * j, &four, sizeof(four));
+// Calls visit(q, lane, offset) for every element there is, one after the other; offset counts from the first.
+template <class Visit>
+__device__ inline void for_each_element(const Group& group, Visit visit) {
+#pragma unroll 1
+  for (int q = 0; q < group.quads; ++q) {
+#pragma unroll 1
+    for (int lane = 0; lane < kQuad; ++lane) {
+      if (group.place(q) + lane < group.numel) visit(q, lane, q * group.step + lane);
     }
   }
 }
 
-template <int kItem>
-__device__ inline void store_quad(char* to, const uint32_t* word) {
-  if constexpr (kItem == 2) {
-    *(uint2*)to = uint2{word[0], word[1]};
-  } else {
-#pragma unroll
-    for (int j = 0; j < kItem / 4; ++j) {
-      ((uint4*)to)[j] = uint4{word[4 * j], word[4 * j + 1], word[4 * j + 2], word[4 * j + 3]};
-    }
-  }
-}
-
-// Lane's 16 bits of the word that two lanes share.
-__device__ inline uint16_t half_of(uint32_t word, int lane) { return (uint16_t)(word >> 16 * (lane % 2)); }
-
-// One item of a quad.
-template <int kItem>
-__device__ inline void load_item(const char* from, int lane, uint32_t* word) {
-  if constexpr (kItem == 2) {
-    word[lane / 2] |= (uint32_t)((const uint16_t*)from)[lane] << 16 * (lane % 2);
-  } else {
-#pragma unroll
-    for (int j = lane * kItem / 4; j < (lane + 1) * kItem / 4; ++j) word[j] = ((const uint32_t*)from)[j];
-  }
-}
-
-template <int kItem>
-__device__ inline void store_item(char* to, int lane, const uint32_t* word) {
-  if constexpr (kItem == 2) {
-    ((uint16_t*)to)[lane] = half_of(word[lane / 2], lane);
-  } else {
-#pragma unroll
-    for (int j = lane * kItem / 4; j < (lane + 1) * kItem / 4; ++j) ((uint32_t*)to)[j] = word[j];
-  }
-}
-
-// Whether whole quads at this address can be moved at once; a step between quads keeps their alignment.
-template <int kItem>
-__device__ inline bool moves_at_once(const Group& group, const char* first) {
-  constexpr int kWidth = kQuad * kItem < 16 ? kQuad * kItem : 16;
-  return (uintptr_t)first % kWidth == 0 && group.whole;
-}
-
-template <int kItem, class T>
-__device__ inline void load_items(const char* first, const Group& group, Words<T>& word) {
-  const int64_t pitch = group.step * kItem;
-  const bool at_once = moves_at_once<kItem>(group, first);
+// Calls visit(q, lane) for every value of a thread, at compile time.
+template <class T, class Visit>
+__device__ inline void for_each_value(Visit visit) {
 #pragma unroll
   for (int q = 0; q < kQuads<T>; ++q) {
-    if (q >= group.quads) continue;
-    if (at_once) {
-      load_quad<kItem>(first + q * pitch, word[q]);
-      continue;
-    }
 #pragma unroll
-    for (int lane = 0; lane < kQuad; ++lane) {
-      if (group.has(q, lane)) load_item<kItem>(first + q * pitch, lane, word[q]);
-    }
+    for (int lane = 0; lane < kQuad; ++lane) visit(q, lane);
   }
 }
 
-template <int kItem, class T>
-__device__ inline void store_items(char* first, const Group& group, const Words<T>& word) {
-  const int64_t pitch = group.step * kItem;
-  const bool at_once = moves_at_once<kItem>(group, first);
-#pragma unroll
-  for (int q = 0; q < kQuads<T>; ++q) {
-    if (q >= group.quads) continue;
-    if (at_once) {
-      store_quad<kItem>(first + q * pitch, word[q]);
-      continue;
-    }
-#pragma unroll
-    for (int lane = 0; lane < kQuad; ++lane) {
-      if (group.has(q, lane)) store_item<kItem>(first + q * pitch, lane, word[q]);
-    }
-  }
-}
-
-// Words that are not read become zeros. A float32 state has no float64 tensors.
-template <class T>
-__device__ inline void load(const Buffer& from, const Group& group, Words<T>& word) {
-  const int64_t at = group.b * from.batch_stride + group.i;
-  const char* data = (const char*)from.data;
-  memset(word, 0, sizeof(word));
-  if (from.dtype >= kBFloat16) {
-    load_items<2, T>(data + at * 2, group, word);
-  } else if (sizeof(T) == 4 || from.dtype == kFloat32) {
-    load_items<4, T>(data + at * 4, group, word);
-  } else {
-    load_items<sizeof(T), T>(data + at * 8, group, word);
-  }
-}
-
-// Row `row` of the buffer is that of the group's sample, or of one of its copies.
-template <class T>
-__device__ inline void store(const Buffer& to, int64_t row, const Group& group, const Words<T>& word) {
-  const int64_t at = row * to.batch_stride + group.i;
-  char* data = (char*)to.data;
-  if (to.dtype >= kBFloat16) {
-    store_items<2, T>(data + at * 2, group, word);
-  } else if (sizeof(T) == 4 || to.dtype == kFloat32) {
-    store_items<4, T>(data + at * 4, group, word);
-  } else {
-    store_items<sizeof(T), T>(data + at * 8, group, word);
-  }
-}
-
-// Meaning ----------------------------------------------------------------------------------------------
+// Meaning ---------------------------------------------------------------------------------------------
 
 // The conversions of stage.h in one instruction each; any NaN may become any other.
 __device__ inline float widen_float16(uint16_t h) {
@@ -202,54 +92,132 @@ __device__ inline uint32_t pack_float16(float low, float high) {
 #endif
 }
 
-// Calls visit(q, lane) for every value of a thread, at compile time.
-template <class T, class Visit>
-__device__ inline void for_each_value(Visit visit) {
+// The bytes of an element, which are as many as the 32-bit words of a quad.
+template <int kType>
+constexpr int kItem = kType == kFloat64   ? 8
+                      : kType == kFloat32 ? 4
+                                          : 2;
+
+// One element of a quad's words, as a T.
+template <int kType, class T>
+__device__ inline T widen(const uint32_t (&word)[kItem<kType>], int lane) {
+  if constexpr (kType == kFloat64) {
+    return (T)bits<double>((uint64_t)word[2 * lane + 1] << 32 | word[2 * lane]);
+  } else if constexpr (kType == kFloat32) {
+    return (T)bits<float>(word[lane]);
+  } else {
+    const uint16_t half = (uint16_t)(word[lane / 2] >> 16 * (lane % 2));
+    return (T)(kType == kBFloat16 ? from_bfloat16(half) : widen_float16(half));
+  }
+}
+
+// A quad rounded to a storage type; float64 goes to 16 bits by way of float32.
+template <int kType, class T>
+__device__ inline void narrow(const T (&value)[kQuad], uint32_t (&word)[kItem<kType>]) {
+#pragma unroll
+  for (int lane = 0; lane < kQuad; ++lane) {
+    if constexpr (kType == kFloat64) {
+      const uint64_t u = bits<uint64_t>((double)value[lane]);
+      word[2 * lane] = (uint32_t)u;
+      word[2 * lane + 1] = (uint32_t)(u >> 32);
+    } else if constexpr (kType == kFloat32) {
+      word[lane] = bits<uint32_t>(narrow_to_float(value[lane]));
+    } else if (lane % 2 == 0) {
+      const float low = narrow_to_float(value[lane]), high = narrow_to_float(value[lane + 1]);
+      word[lane / 2] = kType == kBFloat16 ? pack_bfloat16(low, high) : pack_float16(low, high);
+    }
+  }
+}
+
+// Moving ----------------------------------------------------------------------------------------------
+
+// Where a group's first element lies in one row of a buffer, and whether its quads can be moved at once.
+struct Spot {
+  void* data;
+  int64_t at;
+  int32_t dtype;
+  bool at_once;
+
+  __device__ Spot(const Buffer& buffer, int64_t row, const Group& group)
+      : data(buffer.data), at(row * buffer.batch_stride + group.i), dtype(buffer.dtype) {
+    const int item = dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2;
+    // A step between quads keeps their alignment.
+    at_once = group.whole && ((uintptr_t)data + at * item) % (item == 2 ? 8 : 16) == 0;
+  }
+};
+
+// All quads are under way before the first is waited for.
+template <int kType, class T>
+__device__ inline void load_quads(const Spot& from, const Group& group, Values<T>& value) {
+  const char* first = (const char*)from.data + from.at * kItem<kType>;
+  // What no quad fills is zero: a compiler may carry a register without a value through a whole loop.
+  uint32_t word[kQuads<T>][kItem<kType>] = {};
 #pragma unroll
   for (int q = 0; q < kQuads<T>; ++q) {
+    if (q >= group.quads) continue;
+    const char* quad = first + q * group.step * kItem<kType>;
+    if constexpr (kItem<kType> == 2) {
+      const uint2 two = *(const uint2*)quad;
+      memcpy(word[q], &two, sizeof(two));
+    } else {
 #pragma unroll
-    for (int lane = 0; lane < kQuad; ++lane) visit(q, lane);
+      for (int j = 0; j < kItem<kType>; j += 4) {
+        const uint4 four = *(const uint4*)(quad + 4 * j);
+        memcpy(word[q] + j, &four, sizeof(four));
+      }
+    }
+  }
+  for_each_value<T>([&](int q, int lane) {
+    if (q < group.quads) value[q][lane] = widen<kType, T>(word[q], lane);
+  });
+}
+
+template <int kType, class T>
+__device__ inline void store_quads(const Spot& to, const Group& group, const Values<T>& value) {
+  char* first = (char*)to.data + to.at * kItem<kType>;
+#pragma unroll
+  for (int q = 0; q < kQuads<T>; ++q) {
+    if (q >= group.quads) continue;
+    char* quad = first + q * group.step * kItem<kType>;
+    uint32_t word[kItem<kType>];
+    narrow<kType>(value[q], word);
+    if constexpr (kItem<kType> == 2) {
+      *(uint2*)quad = uint2{word[0], word[1]};
+    } else {
+#pragma unroll
+      for (int j = 0; j < kItem<kType>; j += 4) {
+        *(uint4*)(quad + 4 * j) = uint4{word[j], word[j + 1], word[j + 2], word[j + 3]};
+      }
+    }
   }
 }
 
-// The words of a storage type as T.
+// Quads of whatever storage type; a float32 state has no float64 tensors.
 template <class T>
-__device__ inline void widen(int32_t dtype, const Words<T>& word, Values<T>& value) {
-  if (dtype == kFloat32) {
-    for_each_value<T>([&](int q, int lane) { value[q][lane] = (T)bits<float>(word[q][lane]); });
-  } else if (dtype == kBFloat16) {
-    for_each_value<T>(
-        [&](int q, int lane) { value[q][lane] = (T)from_bfloat16(half_of(word[q][lane / 2], lane)); });
-  } else if (sizeof(T) == 4 || dtype == kFloat16) {
-    for_each_value<T>(
-        [&](int q, int lane) { value[q][lane] = (T)widen_float16(half_of(word[q][lane / 2], lane)); });
-  } else if constexpr (sizeof(T) == 8) {
-    for_each_value<T>([&](int q, int lane) {
-      value[q][lane] = bits<double>((uint64_t)word[q][2 * lane + 1] << 32 | word[q][2 * lane]);
-    });
+__device__ inline void load_quads(const Spot& from, const Group& group, Values<T>& value) {
+  switch (from.dtype) {
+    case kFloat32:
+      return load_quads<kFloat32, T>(from, group, value);
+    case kBFloat16:
+      return load_quads<kBFloat16, T>(from, group, value);
+    case kFloat16:
+      return load_quads<kFloat16, T>(from, group, value);
+    default:
+      if constexpr (sizeof(T) == 8) load_quads<kFloat64, T>(from, group, value);
   }
 }
 
-// T rounded to a storage type; float64 goes to 16 bits by way of float32.
 template <class T>
-__device__ inline void narrow(int32_t dtype, const Values<T>& value, Words<T>& word) {
-  memset(word, 0, sizeof(word));
-  auto at = [&](int q, int lane) { return narrow_to_float(value[q][lane]); };
-  if (dtype == kBFloat16) {
-    for_each_value<T>([&](int q, int lane) {
-      if (lane % 2) word[q][lane / 2] = pack_bfloat16(at(q, lane - 1), at(q, lane));
-    });
-  } else if (dtype == kFloat16) {
-    for_each_value<T>([&](int q, int lane) {
-      if (lane % 2) word[q][lane / 2] = pack_float16(at(q, lane - 1), at(q, lane));
-    });
-  } else if (sizeof(T) == 4 || dtype == kFloat32) {
-    for_each_value<T>([&](int q, int lane) { word[q][lane] = bits<uint32_t>(at(q, lane)); });
-  } else if constexpr (sizeof(T) == 8) {
-    for_each_value<T>([&](int q, int lane) {
-      word[q][2 * lane] = (uint32_t)bits<uint64_t>(value[q][lane]);
-      word[q][2 * lane + 1] = (uint32_t)(bits<uint64_t>(value[q][lane]) >> 32);
-    });
+__device__ inline void store_quads(const Spot& to, const Group& group, const Values<T>& value) {
+  switch (to.dtype) {
+    case kFloat32:
+      return store_quads<kFloat32, T>(to, group, value);
+    case kBFloat16:
+      return store_quads<kBFloat16, T>(to, group, value);
+    case kFloat16:
+      return store_quads<kFloat16, T>(to, group, value);
+    default:
+      if constexpr (sizeof(T) == 8) store_quads<kFloat64, T>(to, group, value);
   }
 }
 

@@ -49,9 +49,7 @@ def train_classifier() -> tuple[SVC, float]:
     return classifier, accuracy(classifier, images, labels)
 
 
-def draw(
-    net: DigitsNet, facts: dict[str, str], labels: Tensor, steps: int, guidance: float, seed: int
-) -> Tensor:
+def draw(net: DigitsNet, facts: dict[str, str], labels: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
     """Draw one digit for each of `labels` by Heun's method on the probability-flow ODE.
 
     Args:
@@ -108,8 +106,7 @@ def evaluate(
         images = draw(net, facts, labels, steps, guidance, seed)
         accuracies[guidance] = accuracy(classifier, images, labels)
         click.echo(
-            f"classifier on {samples} samples, {steps} Heun steps, guidance {guidance:g}: "
-            f"{accuracies[guidance]:.4f}"
+            f"classifier on {samples} samples, {steps} Heun steps, guidance {guidance:g}: {accuracies[guidance]:.4f}"
         )
         if grid is not None:
             save_grid(grid, images)

@@ -33,9 +33,7 @@ RATE, WARM_UP, CLIP, EMA = 2e-3, 100, 1.0, 0.9985
 LOSS_SAMPLES = 2000
 
 
-def edm_loss(
-    net: DigitsNet, x0: Tensor, one_hot: Tensor, sigma_data: float, generator: torch.Generator
-) -> Tensor:
+def edm_loss(net: DigitsNet, x0: Tensor, one_hot: Tensor, sigma_data: float, generator: torch.Generator) -> Tensor:
     """Return the loss of each image, [B] float32, at one random noise level each.
 
     1 is what a network that returns zero has on average, if the data have mean 0 and standard
@@ -50,9 +48,7 @@ def edm_loss(
     return (f - target).square().mean(dim=(1, 2, 3))
 
 
-def pick(
-    images: Tensor, labels: Tensor, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def pick(images: Tensor, labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return `count` images drawn with replacement and their one-hot labels, [B, 10] float32."""
     index = torch.randint(len(images), (count,), generator=generator)
     return images[index], torch.nn.functional.one_hot(labels[index], CLASSES).float()
@@ -163,9 +159,7 @@ def describe(net: DigitsNet, sigma_data: float, steps: int, seed: int) -> dict[s
     help="Digits to draw for the evaluation at the end; 0 skips it.",
 )
 @click.option("--threads", type=click.IntRange(1), default=1, help="Threads of torch.")
-def main(
-    out: Path, steps: int, minutes: float | None, seed: int, samples: int, threads: int
-) -> None:
+def main(out: Path, steps: int, minutes: float | None, seed: int, samples: int, threads: int) -> None:
     """Train the class-conditional 8x8 digit network, write it and measure it.
 
     The defaults reproduce the shipped checkpoint, in about ten minutes on one CPU core.

@@ -121,9 +121,7 @@ class Compiler:
         if clipped is not None:
             needed.update(s for s in clipped[1].combination if self._is_past(s, k))
         natural = needed.union(*past.values())
-        sums = {
-            target: Symbol("sum", k, f"[{target}]") for target, known in past.items() if len(known.terms) > 1
-        }
+        sums = {target: Symbol("sum", k, f"[{target}]") for target, known in past.items() if len(known.terms) > 1}
         partial = needed.union(sums.values(), *(known for target, known in past.items() if target not in sums))
         if not self._partial_sums or self._cost(partial, passing, k) >= self._cost(natural, passing, k):
             return _in_order(natural), recipes

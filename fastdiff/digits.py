@@ -43,9 +43,7 @@ class Residual(nn.Module):
         self.film = nn.Linear(EMBEDDING, 2 * channels)
         self.norm_out = nn.GroupNorm(GROUPS, channels)
         self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
-        self.skip = (
-            nn.Identity() if channels == channels_in else nn.Conv2d(channels_in, channels, 1)
-        )
+        self.skip = nn.Identity() if channels == channels_in else nn.Conv2d(channels_in, channels, 1)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """Map `h` [B, channels_in, H, W] and `embedding` [B, 192] to [B, channels, H, W]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastdiff.algebra import Combination, Symbol
 from fastdiff.compiler import Stage
 from fastdiff.errors import PlanError
@@ -9,6 +11,7 @@ from fastdiff.real import mp, round_to
 from fastdiff.row import DERIVED, NETWORK_PREFIX, NOISE_PREFIX, Derived, Draw, Output, Row, Terms
 
 DENOISED = "denoised"
+FIRST_BUFFER = "x"
 
 
 class Buffers:
@@ -40,7 +43,7 @@ class Buffers:
         if self._free:
             return self._free.pop()
         self._count += 1
-        return "x" if self._count == 1 else f"h{self._count - 1}"
+        return FIRST_BUFFER if self._count == 1 else f"h{self._count - 1}"
 
 
 def emit(stages: list[Stage], draws: dict[Symbol, Draw], dtype: str, batched: bool) -> list[Row]:
@@ -92,6 +95,9 @@ def _row(stage: Stage, buffers: Buffers, draws: dict[Symbol, Draw], dtype: str, 
         # A next network input that was carried in already is not stored again.
         store = None if target in stage.read else store
         outputs.append(_output(recipe, bases[target], names, dtype, store))
+    if not columns and not any(output.store for output in outputs):
+        # An op learns how large the batch is from a tensor that it reads or stores.
+        outputs[0] = replace(outputs[0], store=FIRST_BUFFER)
     before = stage.before
     return Row(
         columns=tuple(columns),

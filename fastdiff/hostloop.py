@@ -80,5 +80,3 @@ def _buffer(tensor: Tensor) -> Buffer:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-

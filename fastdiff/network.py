@@ -41,7 +41,9 @@ class Branches:
         given = {COND: dict(cond or {}), UNCOND: None if uncond is None else dict(uncond)}
         needed = dict.fromkeys(name for row in rows for name in row)
         if unknown := [name for name in needed if name not in given]:
-            raise InputError(f"the plan evaluates the branches {unknown}; sample() knows cond and uncond: use Run instead")
+            raise InputError(
+                f"the plan evaluates the branches {unknown}; sample() knows cond and uncond: use Run instead"
+            )
         if UNCOND in needed and given[UNCOND] is None:
             if given[COND]:
                 raise InputError(

@@ -635,7 +635,7 @@ def test_the_script_changes_its_block_only(folder, monkeypatch):
     assert text.startswith(f"before\n{script.BEGIN}\nMade by `")
     assert text.endswith(f"\n{script.END}\nafter\n")
     assert "old" not in text
-    assert f"{found['cases'][0]['ratio']['textbook']:.3g}" in text
+    assert table.short(found["cases"][0]["ratio"]["textbook"]) in text
     Path("R.md").write_text("no marks")
     assert script.main() == 1
     assert Path("R.md").read_text() == "no marks"

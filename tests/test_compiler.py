@@ -15,7 +15,7 @@ import torch
 from test_solvers import adams_bashforth
 from textbook import CLOUD, LEVELS, PREDICTIONS
 
-from fastdiff import prediction
+from fastdiff import prediction, use_backend
 from fastdiff.algebra import Combination, Symbol
 from fastdiff.compiler import Compiler
 from fastdiff.emit import emit
@@ -214,6 +214,16 @@ def test_guided_rows_read_both_branches_and_ask_for_both_inputs() -> None:
         assert before.copies == (2 if inside else 1)
         assert before.branches == (("cond", "uncond") if inside else ("cond",))
         assert {name for name in after.columns if name.startswith("F_")} == {f"F_{b}" for b in before.branches}
+
+
+@pytest.mark.parametrize("name", prediction.PREDICTIONS)
+def test_plans_of_one_step_run_on_the_reference(name: str) -> None:
+    """An x0-network's only step does not need the noise again: still the op must see how large the batch is."""
+    compiled = plan("edm", name, "euler", steps=1)
+    with use_backend("reference"):
+        found = sample(lambda z, c_noise: torch.full_like(z, 0.25), compiled, (3, 2), 0)
+    assert found.shape == (3, 2)
+    assert name != "x0" or (found == 0.25).all()
 
 
 @pytest.mark.parametrize(("scale", "branches"), [(0.0, ("uncond",)), (1.0, ("cond",)), (2.0, ("cond", "uncond"))])

@@ -270,7 +270,7 @@ def test_a_multistep_plan_is_one_launch_an_evaluation_and_one_store_of_history(n
 def test_dpmpp_2m_and_unipc_have_order_two() -> None:
     """A check of the textbook code itself, whose formulas share their weights with the plans of this file."""
     denoise = textbook.denoiser(CLOUD.network(EDM), EDM)
-    truth = textbook.general(denoise, LINEAR, [*LEVELS["edm"](1500)], noise())
+    truth = textbook.general(denoise, LINEAR, LEVELS["edm"](400), noise())
     for algorithm in (SOLVERS["2M"][1], SOLVERS["UniPC-2"][1]):
         errors = [
             float((algorithm(denoise, textbook.edm_levels(n), noise()) - truth).square().mean().sqrt())

@@ -100,7 +100,9 @@ def test_networks_that_look_at_their_batch_are_exact_in_fixed_chunks():
     one = fastdiff.sample(nosy, PLAN, (1, *SAMPLE), 4, network_batch=1)
     many = fastdiff.sample(nosy, PLAN, (7, *SAMPLE), 0, network_batch=1)
     assert same_bits(many[4:5], one)
-    assert not same_bits(fastdiff.sample(nosy, PLAN, (7, *SAMPLE), 0)[4:5], fastdiff.sample(nosy, PLAN, (1, *SAMPLE), 4))
+    assert not same_bits(
+        fastdiff.sample(nosy, PLAN, (7, *SAMPLE), 0)[4:5], fastdiff.sample(nosy, PLAN, (1, *SAMPLE), 4)
+    )
 
 
 def test_chunks_are_padded_to_their_size():

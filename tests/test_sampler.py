@@ -127,9 +127,7 @@ def test_the_loop_in_cpp_and_the_op_give_the_same_bits():
 
     direct = fastdiff.sample(lambda z, c: z * 0.3, plan, SHAPE, 0)
     dispatched = fastdiff.sample(lambda z, c: (z * 0.3).as_subclass(Subclass), plan, SHAPE, 0)
-    mixed = fastdiff.sample(
-        lambda z, c: (z * 0.3).as_subclass(Subclass) if c[0] > 0 else z * 0.3, plan, SHAPE, 0
-    )
+    mixed = fastdiff.sample(lambda z, c: (z * 0.3).as_subclass(Subclass) if c[0] > 0 else z * 0.3, plan, SHAPE, 0)
     assert same_bits(direct, dispatched)
     assert same_bits(direct, mixed)
 
@@ -193,7 +191,7 @@ def test_an_output_that_overlaps_a_buffer_is_refused():
     with pytest.raises((InputError, NetworkError)):
         run.step(shifted)
     rolled = run._z.view(-1)[:48].view(3, 1, 4, 4).expand(SHAPE)
-    with pytest.raises(InputError, match="dense|overlap"):
+    with pytest.raises(InputError, match=r"dense|overlap"):
         run.step(rolled)
 
 

@@ -1,0 +1,279 @@
+"""The ops in CUDA C++ for NVIDIA devices: one launch for each call, nothing else on the stream.
+
+``fastdiff._cuda`` is ``csrc/cuda.cu``, compiled by nvcc together with the CUDA runtime and without torch. It is opened
+when it is first asked for, on any machine; without a driver it says so. It is called through ctypes
+(``docs/adr/0006-cuda.md``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdiff.backends.registry import NETWORK_TYPES
+from fastdiff.errors import BackendError
+from fastdiff.layout import CHANNELS_LAST, layout
+from fastdiff.program import parse
+from fastdiff.row import MAX_COEFFICIENTS, MAX_COLUMNS, MAX_OUTPUTS
+
+ABI = 1
+REBUILD = "install fastdiff where nvcc and a CUDA build of torch are: pip install --no-build-isolation"
+DTYPES = {dtype: code for code, dtype in enumerate(NETWORK_TYPES)}
+DERIVED = MAX_COLUMNS
+FIRST_DRAW = DERIVED + 1
+NOISE = (0, 1, -1, -1, 0, 0, 1, -1, 0, 1, 0)
+"""The program of one draw and nothing else."""
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("dtype", ctypes.c_int32))
+
+
+class _Output(ctypes.Structure):
+    _fields_ = (
+        ("base", ctypes.c_int8),
+        ("first", ctypes.c_uint8),
+        ("terms", ctypes.c_uint8),
+        ("noises", ctypes.c_uint8),
+    )
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int8) for name in ("columns", "draws", "network", "d_terms", "d_bound", "d_scale")),
+        ("outputs", ctypes.c_int8),
+        ("c_in", ctypes.c_int8),
+        ("coefficients", ctypes.c_uint8),
+        ("source", ctypes.c_uint8 * MAX_COEFFICIENTS),
+        ("output", _Output * MAX_OUTPUTS),
+    )
+
+
+class _StageArgs(ctypes.Structure):
+    """``StageArgs`` of ``csrc/stage.h``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "numel", "channels")),
+        *((name, ctypes.c_int32) for name in ("state", "copies")),
+        *((name, ctypes.c_void_p) for name in ("coef", "present", "seeds", "draws")),
+        *((f"{name}_stride", ctypes.c_int64) for name in ("coef", "present", "seeds", "draws")),
+        ("program", _Program),
+        ("column", _Buffer * MAX_COLUMNS),
+        ("store", _Buffer * MAX_OUTPUTS),
+        ("z", _Buffer),
+    )
+
+
+class Library:
+    """The compiled file, opened.
+
+    Args:
+        path: the shared object.
+
+    ``driver`` and ``runtime`` are the CUDA versions of the driver (0 without one) and of the library's own runtime,
+    as 1000 * major + 10 * minor; ``targets`` names what it was compiled for.
+
+    Raises:
+        OSError: it cannot be opened.
+        BackendError: it belongs to another build of fastdiff.
+    """
+
+    def __init__(self, path: Path) -> None:
+        handle = ctypes.CDLL(str(path))
+        handle.fastdiff_cuda_abi.restype = ctypes.c_uint64
+        if handle.fastdiff_cuda_abi() != ABI ^ ctypes.sizeof(_StageArgs) << 32:
+            raise BackendError(f"{path.name} comes from another build of fastdiff; {REBUILD}")
+        handle.fastdiff_cuda_targets.restype = ctypes.c_char_p
+        self.targets = handle.fastdiff_cuda_targets().decode().split()
+        driver, runtime = ctypes.c_int32(), ctypes.c_int32()
+        handle.fastdiff_cuda_versions(ctypes.byref(driver), ctypes.byref(runtime))
+        self.driver, self.runtime = driver.value, runtime.value
+        self._stage, self._fill_noise = handle.fastdiff_cuda_stage, handle.fastdiff_cuda_fill_noise
+        for launch in (self._stage, self._fill_noise):
+            launch.argtypes = (ctypes.POINTER(_StageArgs), ctypes.c_int32, ctypes.c_void_p)
+            launch.restype = ctypes.c_char_p
+
+    def refusal(self, capability: tuple[int, int] | None = None) -> str | None:
+        """Why its kernels cannot run on this machine, or None where they can.
+
+        Args:
+            capability: of the device, where one is in use.
+        """
+        if self.driver == 0:
+            return "this machine has no NVIDIA driver"
+        # Within a generation of CUDA an older driver runs the machine code of a newer runtime.
+        if self.driver // 1000 < self.runtime // 1000:
+            return (
+                f"the NVIDIA driver is for CUDA {_version(self.driver)} and fastdiff._cuda has the runtime of "
+                f"CUDA {_version(self.runtime)}; update the driver, or install fastdiff with an older nvcc"
+            )
+        if capability is not None and not any(_runs_on(target, capability) for target in self.targets):
+            asked = ".".join(map(str, capability))
+            return f"fastdiff._cuda is compiled for {', '.join(self.targets)}; this device has capability {asked}"
+        return None
+
+    def stage(
+        self,
+        columns: Sequence[Tensor],
+        coef: Tensor,
+        present: Tensor | None,
+        seeds: Tensor | None,
+        draws: Tensor | None,
+        program: Sequence[int],
+        stores: Sequence[Tensor | None],
+        z: Tensor | None,
+    ) -> None:
+        """Run one row; arguments as for ``fastdiff.backends.reference.stage``, in one launch."""
+        args = _arguments(columns[0] if columns else next(store for store in stores if store is not None), program)
+        args.state = DTYPES[coef.dtype]
+        args.coef, args.coef_stride = _table(coef)
+        args.present, args.present_stride = _table(present)
+        args.seeds, args.seeds_stride = _table(seeds)
+        args.draws, args.draws_stride = _table(draws)
+        for buffer, column in zip(args.column, columns, strict=False):
+            _point(buffer, column)
+        for buffer, store in zip(args.store, stores, strict=False):
+            if store is not None:
+                _point(buffer, store)
+        if z is not None:
+            args.copies = z.shape[0] // max(args.batch, 1)
+            _point(args.z, z)
+        _launch(self._stage, args, coef)
+
+    def fill_noise(self, out: Tensor, seeds: Tensor, draws: Tensor) -> None:
+        """Fill ``out`` with normals; arguments as for ``fastdiff.backends.reference.fill_noise``, in one launch."""
+        args = _arguments(out, NOISE)
+        args.state = DTYPES[torch.float64 if out.dtype is torch.float64 else torch.float32]
+        args.seeds, args.seeds_stride = _table(seeds)
+        args.draws, args.draws_stride = _table(draws)
+        _point(args.store[0], out)
+        _launch(self._fill_noise, args, out)
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine, or None where it can."""
+    found = _library()
+    if isinstance(found, str):
+        return found
+    # Asking a device for its capability wakes it up, which a process that is about to fork must not do.
+    return found.refusal(torch.cuda.get_device_capability() if torch.cuda.is_initialized() else None)
+
+
+def details() -> str:
+    """The versions of runtime and driver, and the devices that were compiled for."""
+    found = _opened()
+    versions = f"CUDA {_version(found.runtime)}, driver for {_version(found.driver)}"
+    return f"{versions}, compiled for {', '.join(found.targets)}"
+
+
+def stage(
+    columns: Sequence[Tensor],
+    coef: Tensor,
+    present: Tensor | None,
+    seeds: Tensor | None,
+    draws: Tensor | None,
+    program: Sequence[int],
+    stores: Sequence[Tensor | None],
+    z: Tensor | None,
+) -> None:
+    """Run one row; arguments as for ``fastdiff.backends.reference.stage``, in one launch."""
+    _opened().stage(columns, coef, present, seeds, draws, program, stores, z)
+
+
+def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
+    """Fill ``out`` with normals; arguments as for ``fastdiff.backends.reference.fill_noise``, in one launch."""
+    _opened().fill_noise(out, seeds, draws)
+
+
+@cache
+def _library() -> Library | str:
+    """The library that was installed, or why there is none."""
+    folder = Path(__file__).parents[1]
+    path = next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_cuda{suffix}").exists()), None)
+    if path is None:
+        return f"fastdiff._cuda was not built; {REBUILD}"
+    try:
+        return Library(path)
+    except OSError as error:
+        return f"fastdiff._cuda cannot be opened ({error}); {REBUILD}"
+    except BackendError as error:
+        return str(error)
+
+
+def _opened() -> Library:
+    found = _library()
+    if isinstance(found, str):
+        raise BackendError(f"backend 'cuda' cannot be used: {found}")
+    return found
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _runs_on(target: str, capability: tuple[int, int]) -> bool:
+    """Machine code (``sm_80``) runs on later devices of its generation, ``compute_120`` on all later ones."""
+    kind, _, number = target.partition("_")
+    major, minor = divmod(int(number), 10)
+    return capability >= (major, minor) if kind == "compute" else capability[0] == major and capability[1] >= minor
+
+
+def _arguments(tensor: Tensor, program: Sequence[int]) -> _StageArgs:
+    """Arguments with a program, and with the sizes and layout that all tensors of a call have."""
+    args = _StageArgs()
+    args.batch, args.numel, args.copies = tensor.shape[0], tensor.shape[1:].numel(), 1
+    # Which layouts a shape allows does not depend on the tensor, so those of a call agree beyond "either".
+    args.channels = tensor.shape[1] if layout(tensor) == CHANNELS_LAST else 1
+    args.program = _program(tuple(program))
+    return args
+
+
+@lru_cache(maxsize=1024)
+def _program(integers: tuple[int, ...]) -> _Program:
+    """A program as kernels read it: the source of every coefficient, and where each output's begin."""
+    parsed = parse(integers)
+    sources = [*(parsed.derived or ()), *(0 for _ in range(parsed.clamp + parsed.scale))]
+    found = _Program(columns=parsed.columns, draws=parsed.draws)
+    found.network = found.d_terms = found.d_bound = found.d_scale = found.c_in = -1
+    if parsed.derived is not None:
+        found.d_terms = len(parsed.derived)
+        found.d_bound = parsed.clamp_at if parsed.clamp else -1
+        found.d_scale = parsed.scale_at if parsed.scale else -1
+    for i, output in enumerate(parsed.outputs):
+        base = -1 if output.base is None else output.base
+        found.output[i] = _Output(base, len(sources), len(output.terms), len(output.noise))
+        sources += [DERIVED if term == parsed.columns else term for term in output.terms]
+        sources += [FIRST_DRAW + r if r >= 0 else -1 - r for r in output.noise]
+    if parsed.network is not None:
+        found.network, found.c_in = parsed.network, parsed.c_in_at
+        sources.append(0)
+    found.outputs, found.coefficients = len(parsed.outputs), len(sources)
+    found.source[: len(sources)] = sources
+    return found
+
+
+def _table(table: Tensor | None) -> tuple[int | None, int]:
+    """Address, and the stride between samples: 0 where all share one row."""
+    if table is None:
+        return None, 0
+    return table.data_ptr(), 0 if table.shape[0] == 1 else table.stride(0)
+
+
+def _point(buffer: _Buffer, tensor: Tensor) -> None:
+    buffer.data, buffer.batch_stride, buffer.dtype = tensor.data_ptr(), tensor.stride(0), DTYPES[tensor.dtype]
+
+
+def _launch(run: ctypes._NamedFuncPointer, args: _StageArgs, tensor: Tensor) -> None:
+    """Launch on the current stream of the tensor's device."""
+    device, stream = 0, None
+    if tensor.is_cuda:
+        device, stream = tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+    problem = run(args, device, stream)
+    if problem is not None:
+        raise BackendError(f"the CUDA kernel was not launched: {problem.decode()}")
