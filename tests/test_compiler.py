@@ -239,7 +239,9 @@ def test_unbatched_plans_write_one_input_for_all_branches() -> None:
 
 
 def test_callers_noise_is_read_from_columns() -> None:
-    counter, caller = (plan("edm", steps=4, churn=CHURN, noise=noise) for noise in ("counter", "caller"))
+    # Churn at the first level too, so that row 0 has two draws.
+    counter, caller = (plan("edm", steps=4, churn=Churn(4.0), noise=noise) for noise in ("counter", "caller"))
+    assert [len(row.draws) for row in counter.rows] == [2, 0, 1, 0, 1, 0, 1, 0]
     for a, b in zip(counter.rows, caller.rows, strict=True):
         assert b.draws == ()
         assert b.columns == a.columns + tuple(name for name, _ in a.draws)

@@ -265,6 +265,35 @@ def test_the_bound_is_left_by_a_wrong_coefficient() -> None:
     assert largest(exact - found) > single.bound().error
 
 
+def test_the_bound_of_a_product_is_attained() -> None:
+    """(1 + 2**-11) F for F just above 1 is rounded by up to half a unit in the last place, which is what is allowed."""
+    c, u = 1 + 2.0**-11, 2.0**-24
+    row = Row(("F",), (Output(None, (("F", c),), (), "x"),))
+    f = 1 + torch.arange(8192) * 2.0**-23
+    (bound,) = row.bound({"F": float(f.max())}, "float32")
+    error = float((f.double() * c - (f * torch.tensor(c)).double()).abs().max())
+    assert 0.99 * bound.error <= error <= bound.error
+    assert bound.error == pytest.approx(u, rel=1e-2)
+    (counted,) = row.bound({"F": 1.0}, "float32", rounded_coefficients=True)
+    assert counted.error == pytest.approx(2 * u, rel=1e-3)
+
+
+def test_errors_are_handed_on_from_row_to_row() -> None:
+    """200 increments of 2**-25 onto 1 are all lost: the error is half a unit roundoff a row, all of one sign."""
+    count, increment = 200, 2.0**-25
+    start = Row((), (Output(None, store="x"),), network=0, branches=("cond",))
+    first = Row(("F_cond",), (Output(None, (("F_cond", 1.0),), (), "x"),), network=0, branches=("cond",))
+    middle = Row(("x", "F_cond"), (Output("x", (("F_cond", increment),), (), "x"),), network=0, branches=("cond",))
+    last = dataclasses.replace(middle, network=None, branches=())
+    compiled = Plan((start, first, *[middle] * (count - 1), last))
+    found = sample(lambda z, c_noise: torch.ones_like(z), compiled, (1, 4), 0)
+    error = 1 + count * increment - float(found[0, 0])
+    assert error == count * increment
+    bound = compiled.bound(network=1.0)
+    assert error <= bound.error <= 2.1 * error
+    assert bound.magnitude >= 1 + count * increment
+
+
 def test_the_bound_grows_with_what_the_network_may_return() -> None:
     compiled = plan("edm", steps=6)
     assert compiled.bound(10.0).error > compiled.bound(1.0).error > 0

@@ -1,0 +1,72 @@
+"""The CUDA backend on CPU tensors, over the PTX that nvcc makes, run by the executor.
+
+    library = ExecutedCuda("sm_90")
+    case.run(library.stage)
+    library.memory.named("columns")
+
+Host code and launch are those of the emulated build, which tells what it would launch; kernels are found by their
+symbols, which g++ and nvcc form alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compiled import CROWD, Patch, emulated, nvcc
+from emulated import EmulatedCuda
+from pretend_gpu import regions_of
+from ptx import Kernel, Memory, Statistics, execute, parse
+from torch import Tensor
+
+
+class ExecutedCuda(EmulatedCuda):
+    """As ``EmulatedCuda``, but what runs is PTX.
+
+    Args:
+        arch: what nvcc compiles for, such as ``"sm_90"``.
+        flags: more flags for nvcc.
+        patch: faults to plant in the sources.
+    """
+
+    def __init__(self, arch: str, *flags: str, patch: Patch | None = None) -> None:
+        super().__init__(emulated(patch=patch))
+        self.order("none")
+        self.ptx = nvcc(arch, "ptx", f"-DFD_CROWD={CROWD}", *flags, patch=patch).read_text()
+        self._kernels: dict[str, Kernel] = {}
+        self.memory = Memory([])
+        self.statistics = Statistics()
+
+    def stage(
+        self,
+        columns: Sequence[Tensor],
+        coef: Tensor,
+        present: Tensor | None,
+        seeds: Tensor | None,
+        draws: Tensor | None,
+        program: Sequence[int],
+        stores: Sequence[Tensor | None],
+        z: Tensor | None,
+    ) -> None:
+        """As ``Library.stage``."""
+        super().stage(columns, coef, present, seeds, draws, program, stores, z)
+        tables = {"coef": coef, "present": present, "seeds": seeds, "draws": draws, "z": z}
+        named = [(f"columns.{i}", column) for i, column in enumerate(columns)]
+        named += [(f"stores.{i}", store) for i, store in enumerate(stores) if store is not None]
+        named += [(name, table) for name, table in tables.items() if table is not None]
+        if columns[0].numel() if columns else next(s for s in stores if s is not None).numel():
+            self._execute(named)
+
+    def fill_noise(self, out: Tensor, seeds: Tensor, draws: Tensor) -> None:
+        """As ``Library.fill_noise``."""
+        super().fill_noise(out, seeds, draws)
+        if out.numel():
+            self._execute([("stores.0", out), ("seeds", seeds), ("draws", draws)])
+
+    def _execute(self, named: Sequence[tuple[str, Tensor]]) -> None:
+        launch = self.launched()
+        kernel = self._kernels.get(launch.kernel)
+        if kernel is None:
+            kernel = self._kernels[launch.kernel] = parse(self.ptx, launch.kernel)
+        self.memory = Memory(regions_of(named))
+        grid, block = launch.grid[:2], launch.block[:2]
+        self.statistics = execute(kernel, grid, block, [launch.argument], self.memory, launch.shared)

@@ -1,0 +1,69 @@
+"""Runs random rows on an emulated build made with a sanitizer; ends with status 0 if there was nothing to report.
+
+    LD_PRELOAD=<libasan.so> python tests/gpu/sanitized.py <library> <cases> <order> ...
+
+Under the address sanitizer every byte around the tensors of a call, between their samples too, is out of bounds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from emulated import EmulatedCuda
+from torch import Tensor
+
+from fastdiff.testing import random_case, same_bits
+
+MOST_ELEMENTS = 129
+PROCESS = ctypes.CDLL(None)
+
+
+def out_of_bounds(tensors: Sequence[Tensor], poison: bool) -> None:
+    """Poison the storages of tensors except for their elements, or lift all poison."""
+    forbid, allow = PROCESS.__asan_poison_memory_region, PROCESS.__asan_unpoison_memory_region
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        (forbid if poison else allow)(ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes()))
+    for tensor in tensors if poison else ():
+        size = tensor.shape[1:].numel() * tensor.element_size()
+        for start in range(tensor.shape[0]):
+            at = tensor.data_ptr() + start * tensor.stride(0) * tensor.element_size()
+            allow(ctypes.c_void_p(at), ctypes.c_size_t(size))
+
+
+def guarded(stage: Callable[..., None]) -> Callable[..., None]:
+    """The same function, with poison around its tensors while it runs."""
+
+    def run(columns, coef, present, seeds, draws, program, stores, z) -> None:
+        given = [*columns, *stores, z]
+        tensors = [tensor for tensor in given if tensor is not None and tensor.numel()]
+        out_of_bounds(tensors, poison=True)
+        try:
+            stage(columns, coef, present, seeds, draws, program, stores, z)
+        finally:
+            out_of_bounds(tensors, poison=False)
+
+    return run
+
+
+def main(path: str, cases: str, orders: Iterable[str]) -> int:
+    """Run so many cases in each of the orders; returns how many went wrong."""
+    torch.set_num_threads(1)
+    library = EmulatedCuda(Path(path))
+    stage = guarded(library.stage) if hasattr(PROCESS, "__asan_poison_memory_region") else library.stage
+    wrong = 0
+    for order in orders:
+        for seed in range(int(cases)):
+            library.order(order, seed)
+            case = random_case(seed, max_elements=MOST_ELEMENTS)
+            got, expected = case.run(stage), case.run("reference")
+            wrong += not all(same_bits(got[key], value) for key, value in expected.items())
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1], sys.argv[2], sys.argv[3:]) else 0)

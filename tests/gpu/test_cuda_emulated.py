@@ -1,0 +1,254 @@
+"""The CUDA kernels and their launcher, compiled by g++ with a stand-in runtime, against the reference: bit for bit."""
+
+import ctypes
+import mmap
+from types import SimpleNamespace
+
+import pytest
+import torch
+from emulated import ORDERS, EmulatedCuda, registered
+from sampling import network
+
+import fastdiff
+from fastdiff.backends import cuda, reference
+from fastdiff.errors import BackendError
+from fastdiff.row import Draw, Output, Row
+from fastdiff.testing import random_case, same_bits
+
+CASES = 2000
+BLOCKS = 8
+MAP_NORESERVE = 0x4000
+
+
+@pytest.fixture(scope="module")
+def library():
+    return EmulatedCuda()
+
+
+@pytest.fixture(autouse=True)
+def _in_order(library):
+    library.order("serial")
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_random_rows_have_the_reference_bits(library, block):
+    """A1: in whatever order threads run, through the op's own checks and choice of a backend."""
+    ran = 0
+    with registered(library):
+        for seed in range(CASES // BLOCKS * block, CASES // BLOCKS * (block + 1)):
+            library.order(ORDERS[1 + seed % 4], seed)
+            before = library.launched().launches
+            case = random_case(seed, max_elements=1025 if seed % 8 else 4097)
+            got = case.run("emulated-cuda")
+            for key, value in case.run("reference").items():
+                assert same_bits(got[key], value), f"{key} of {case.describe()}"
+            # One call is one launch, and nothing to write is none at all.
+            assert library.launched().launches - before == any(value.numel() for value in got.values())
+            ran += bool(got)
+    assert ran > CASES // BLOCKS * 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_noise_has_the_reference_bits(library, dtype, memory_format):
+    """B2: 2**20 normals for each storage type and layout, from a draw of its own for each sample."""
+    shape = (4, 16, 128, 128)
+    seeds = torch.tensor([0, 1, 2**40 + 3, 2**63 - 1])
+    draws = torch.tensor([[0, 0, 0, 0], [255, 65535, 2**32 - 1, 2**24 - 1], [1, 2, 3, 4], [4, 3, 2, 1]])
+    got, expected = (torch.empty(shape, dtype=dtype, memory_format=memory_format) for _ in "ab")
+    library.fill_noise(got, seeds, draws)
+    reference.fill_noise(expected, seeds, draws)
+    assert same_bits(got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_whole_samplings_have_the_reference_bits(library, dtype, guidance):
+    """Stochastic Heun, one launch for each network evaluation and one before the first."""
+    plan = fastdiff.plan(steps=5, churn=fastdiff.Churn(20.0), guidance=guidance, dtype=dtype)
+    settings = {"network_dtype": torch.bfloat16, "memory_format": torch.channels_last}
+
+    def net(z, c_noise):
+        return network(z)
+
+    before = library.launched().launches
+    with registered(library), fastdiff.use_backend("emulated-cuda"):
+        got = fastdiff.sample(net, plan, (3, 4, 9, 7), 5, **settings)
+    assert library.launched().launches - before == plan.evaluations + 1
+    with fastdiff.use_backend("reference"):
+        expected = fastdiff.sample(net, plan, (3, 4, 9, 7), 5, **settings)
+    assert same_bits(got, expected)
+
+
+# Sizes that do not fit in 32 bits, in memory of which only a few pages are ever touched ---------------------------
+
+NOISY = Row(
+    columns=("x", "F"),
+    outputs=(Output(base="x", terms=(("F", -0.375),), noise=(("xi", 0.5),), store="x"),),
+    draws=(("xi", Draw(1, 2, 3, 4)),),
+    network=0,
+    c_in=0.75,
+)
+
+
+def sparse(numel, dtype):
+    pages = mmap.mmap(-1, numel * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    return torch.frombuffer(pages, dtype=dtype)
+
+
+def normals_of_blocks(blocks, seed, draw):
+    """The reference's normals ``[n, 4]`` of some blocks, however far along a sample they are."""
+    counter = reference.pack(blocks, torch.tensor(draw))
+    key = torch.tensor([seed & 0xFFFFFFFF]), torch.tensor([seed >> 32])
+    words = torch.stack(reference.philox(counter, tuple(k.expand(blocks.shape) for k in key)), -1)
+    r, (cosine, sine) = reference.radius(words[..., 0::2]), reference.cos_sin(words[..., 1::2])
+    return torch.stack((r * cosine, r * sine), -1).flatten(-2)
+
+
+def run_noisy(library, x, f, z, seeds):
+    coef = torch.tensor([NOISY.coefficients])
+    draws = torch.tensor([[[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in NOISY.draws]])
+    library.stage([x, f], coef, None, seeds, draws, NOISY.program, [x], z)
+
+
+def test_beyond_two_to_the_32_elements(library):
+    numel, seed = 2**32 + 1027, 2**33 + 5
+    x, f, z = sparse(numel, torch.float32), sparse(numel, torch.bfloat16), sparse(numel, torch.bfloat16)
+    library.order("ends", 2)
+    run_noisy(library, x[None], f[None], z[None], torch.tensor([seed]))
+    (blocks, _, _), (threads, _, _) = library.launched().grid, library.launched().block
+    # The threads of the first two and last two blocks, each with four quads a quarter of the sample apart.
+    thread = torch.cat([torch.arange(2 * threads), torch.arange((blocks - 2) * threads, blocks * threads)])
+    quads = torch.cat([thread + turn * blocks * threads for turn in range(4)])
+    quads = quads[4 * quads < numel]
+    assert int(quads.max()) == numel // 4
+    expected = normals_of_blocks(quads, seed, [1, 4, 2, 3]) * 0.5
+    place = (4 * quads[:, None] + torch.arange(4)).flatten()
+    inside = place < numel
+    expected, place = expected.flatten()[inside], place[inside]
+    assert same_bits(x[place], expected)
+    assert same_bits(z[place], (expected * 0.75).bfloat16())
+
+
+def test_more_samples_than_a_grid_is_high(library):
+    batch, numel = 5 * 65536, 512
+    types = (torch.float32, torch.bfloat16, torch.bfloat16)
+    x, f, z = (sparse(batch * numel, dtype).view(batch, numel) for dtype in types)
+    library.order("ends", 1)
+    run_noisy(library, x, f, z, torch.arange(batch))
+    (wide, high, _), block = library.launched().grid, library.launched().block
+    assert (wide, high) == (1, 65535)
+    # The first block's samples, in every turn that it takes.
+    turns = range(0, batch, high * block[1])
+    assert len(turns) == 2
+    for sample in turns:
+        expected = normals_of_blocks(torch.arange(numel // 4), sample, [1, 4, 2, 3]).flatten() * 0.5
+        assert same_bits(x[sample], expected)
+
+
+def test_a_batch_stride_beyond_two_to_the_32_elements(library):
+    numel, stride = 37, 2**32 + 64
+    places = ((torch.float32, 4), (torch.bfloat16, 8), (torch.bfloat16, 8))
+    x, f, z = (sparse(2 * stride, dtype).as_strided((2, numel), (stride, 1)) for dtype, _ in places)
+    run_noisy(library, x, f, z, torch.tensor([3, 4]))
+    for sample in range(2):
+        expected = normals_of_blocks(torch.arange(10), sample + 3, [1, 4, 2, 3]).flatten()[:numel] * 0.5
+        assert same_bits(x[sample], expected)
+        assert same_bits(z[sample], (expected * 0.75).bfloat16())
+
+
+# The launcher on the host ----------------------------------------------------------------------------------------
+
+
+def launch_on(device, monkeypatch, library):
+    """Launch as for a CUDA tensor on this device, whose current stream is number 1234."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=1234))
+    out, seeds, draws = torch.empty(2, 8), torch.tensor([1, 2]), torch.tensor([[4, 0, 0, 0]])
+    args = cuda._arguments(out, cuda.NOISE)
+    args.state = cuda.DTYPES[torch.float32]
+    args.seeds, args.seeds_stride = cuda._table(seeds)
+    args.draws, args.draws_stride = cuda._table(draws)
+    cuda._point(args.store[0], out)
+    tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda", device))
+    cuda._launch(library._fill_noise, args, tensor)
+
+
+def test_the_tensors_device_and_its_current_stream_are_used(monkeypatch):
+    library = EmulatedCuda()
+    library.devices(3)
+    launch_on(2, monkeypatch, library)
+    launched = library.launched()
+    assert (launched.device, launched.current_device, launched.stream) == (2, 0, 1234)
+    library.devices(1)
+
+
+def test_what_the_runtime_says_reaches_the_caller(monkeypatch):
+    library = EmulatedCuda()
+    before = library.launched().launches
+    with pytest.raises(BackendError, match="not launched: invalid device ordinal"):
+        launch_on(1, monkeypatch, library)
+    assert library.launched().launches == before
+    # Nobody else finds the error later on.
+    assert library.launched().error == 0
+    launch_on(0, monkeypatch, library)
+
+
+@pytest.mark.parametrize(
+    ("driver", "runtime", "targets", "capability", "reason"),
+    [
+        (0, 13000, "sm_80", None, "this machine has no NVIDIA driver"),
+        (12080, 13000, "sm_80", None, "driver is for CUDA 12.8 .* runtime of CUDA 13.0; update the driver"),
+        (13000, 13010, "sm_80", (8, 6), None),
+        (13000, 13000, "sm_80 compute_120", None, None),
+        (13000, 13000, "sm_80 sm_90 compute_120", (8, 9), None),
+        (13000, 13000, "sm_80 sm_90 compute_120", (12, 1), None),
+        (
+            13000,
+            13000,
+            "sm_80 sm_90 compute_120",
+            (7, 5),
+            "compiled for sm_80, .*; this device has capability 7.5",
+        ),
+        (13000, 13000, "sm_80 sm_90 compute_120", (10, 0), "this device has capability 10.0"),
+        (13000, 13000, "sm_86", (8, 0), "this device has capability 8.0"),
+    ],
+)
+def test_refusals_say_why(driver, runtime, targets, capability, reason):
+    library = EmulatedCuda()
+    library.driver, library.runtime, library.targets = driver, runtime, targets.split()
+    refusal = library.refusal(capability)
+    if reason is None:
+        assert refusal is None
+    else:
+        with pytest.raises(BackendError, match=reason):
+            raise BackendError(refusal)
+
+
+def test_a_library_of_another_build_is_refused(monkeypatch):
+    monkeypatch.setattr(cuda, "ABI", 2)
+    with pytest.raises(BackendError, match="another build of fastdiff"):
+        EmulatedCuda()
+
+
+def test_arguments_are_those_of_the_header():
+    """ctypes and the compiler lay ``StageArgs`` out alike: what Python wrote is what a kernel was given."""
+    library = EmulatedCuda()
+    case = random_case(4, max_elements=33)
+    library.order("none")
+    case.run(library.stage)
+    args = cuda._StageArgs.from_buffer_copy(library.launched().argument)
+    assert ctypes.sizeof(args) == len(library.launched().argument)
+    assert (args.batch, args.numel) == (case.shape[0], case.shape[1:].numel())
+    assert args.program.coefficients == len(case.row.coefficients)
+    assert args.coef == case.coef.data_ptr()
+    assert [args.column[i].dtype for i in range(args.program.columns)] == [
+        cuda.DTYPES[values.dtype] for values, _ in case.columns
+    ]
+
+
+def test_without_the_library_the_reason_is_given():
+    reasons = {report.name: report.reason for report in fastdiff.list_backends()}
+    if reasons["cuda"] is None:
+        pytest.skip("fastdiff._cuda is installed and usable here")
+    with pytest.raises(BackendError, match="backend 'cuda' cannot be used"), fastdiff.use_backend("cuda"):
+        pass
