@@ -79,9 +79,9 @@ def test_the_order_of_a_solver_is_the_one_it_states(
 
 
 def test_a_scaled_path_has_the_same_solution(solution: Tensor) -> None:
-    """With the variance-preserving scale the state is s(t) times the other one, at 0.02 by 0.9998; Heun, 160 steps."""
+    """With the variance-preserving scale the state is s(t) times the other one, at 0.02 by 0.9998; Heun, 80 steps."""
     chosen = Schedule(schedule.edm_levels(LOW, HIGH), replace(schedule.vp_path(), end=None))
-    compiled = plan(chosen, "edm", "heun", steps=161, dtype="float64")
+    compiled = plan(chosen, "edm", "heun", steps=81, dtype="float64")
     found = sample(CLOUD.network(PREDICTIONS["edm"]), compiled, SHAPE, SEED) * math.sqrt(1 + LOW**2)
-    plain = error("heun", PATHS["vp, no scale"], 160, solution)
-    assert float((found - solution).square().mean().sqrt()) < 10 * plain < 1e-2
+    # Measured 4.8e-5; along the straighter path, so closer than without the scale.
+    assert float((found - solution).square().mean().sqrt()) < error("heun", PATHS["vp, no scale"], 80, solution) < 2e-3

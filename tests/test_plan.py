@@ -126,7 +126,7 @@ def test_threads_compile_the_same_plan() -> None:
 
 
 def test_a_thousand_steps_compile() -> None:
-    compiled = plan("vp", "vp", "euler", steps=1000)
+    compiled = plan("edm", solver="euler", steps=1000)
     assert compiled.evaluations == 1000
     assert compiled.buffers == ("x",)
 
