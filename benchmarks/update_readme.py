@@ -24,6 +24,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 RIVALS = {
     "edm-fp64": "edm, float64",
     "edm-fp32": "edm2, float32",
+    "k-diffusion-ops": "k-diffusion's operations",
     "k-diffusion": "k-diffusion",
     "textbook": "textbook",
     "textbook-compiled": "textbook, compiled",

@@ -19,7 +19,7 @@ from fastdiff.trace import Churn
 
 SAMPLE_ELEMENTS = 4096
 """Elements of one sample unless a batch size is given: a latent of 4 x 32 x 32."""
-TIMED_ELEMENTS = 2**21
+TIMED_ELEMENTS = 2**22
 MOST_STEPS, FEWEST_STEPS = 63, 2
 S_NOISE = 1.003
 FREE = "none"

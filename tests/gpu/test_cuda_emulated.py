@@ -2,10 +2,13 @@
 
 import ctypes
 import mmap
+import shutil
+from importlib.machinery import EXTENSION_SUFFIXES
 from types import SimpleNamespace
 
 import pytest
 import torch
+from compiled import emulated
 from emulated import ORDERS, EmulatedCuda, registered
 from sampling import network
 
@@ -244,6 +247,31 @@ def test_arguments_are_those_of_the_header():
     assert [args.column[i].dtype for i in range(args.program.columns)] == [
         cuda.DTYPES[values.dtype] for values, _ in case.columns
     ]
+
+
+def test_the_backend_runs_what_it_opened(monkeypatch, library):
+    monkeypatch.setattr(cuda, "_library", lambda: library)
+    assert cuda.unavailable() is None
+    assert cuda.details() == "CUDA 13.0, driver for 13.0, compiled for sm_80, sm_90, compute_90"
+    got, expected = torch.empty(2, 33), torch.empty(2, 33)
+    seeds, draws = torch.tensor([8, 9]), torch.tensor([[1, 2, 3, 4]])
+    cuda.fill_noise(got, seeds, draws)
+    reference.fill_noise(expected, seeds, draws)
+    assert same_bits(got, expected)
+
+
+def test_a_file_that_cannot_be_opened_is_a_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "__file__", str(tmp_path / "backends" / "cuda.py"))
+    look = cuda._library.__wrapped__
+    assert look().startswith("fastdiff._cuda was not built; install fastdiff where nvcc")
+    (tmp_path / f"_cuda{EXTENSION_SUFFIXES[0]}").write_text("nothing")
+    assert look().startswith("fastdiff._cuda cannot be opened (")
+    shutil.copy(emulated(), tmp_path / f"_cuda{EXTENSION_SUFFIXES[0]}")
+    monkeypatch.setattr(cuda, "ABI", 2)
+    assert "comes from another build of fastdiff" in look()
+    monkeypatch.setattr(cuda, "_library", look)
+    with pytest.raises(BackendError, match=r"backend 'cuda' cannot be used: .* another build"):
+        cuda.stage([], torch.ones(1, 0), None, None, None, [], [], None)
 
 
 def test_without_the_library_the_reason_is_given():

@@ -72,14 +72,15 @@ def test_only_the_polynomials_are_fused():
 
 
 def sass(path):
-    """The machine code of each kernel, without addresses."""
+    """The machine code of each kernel: its instructions and their bits."""
     triton = importlib.util.find_spec("triton")
     tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump" if triton else Path()
     if not tool.is_file():
         pytest.skip("cuobjdump is not installed (Triton brings it)")
     text = subprocess.run([tool, "-sass", path], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"Function : (\w+)", text)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
+    bodies = ("\n".join(re.findall(r"^.*/\* 0x[0-9a-f]{16} \*/$", part, re.MULTILINE)) for part in parts[1::2])
+    return dict(zip(parts[::2], bodies, strict=True))
 
 
 def test_machine_code_does_not_depend_on_contraction():

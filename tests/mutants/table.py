@@ -49,13 +49,7 @@ MUTANTS = (
         HIGH,
     ),
     Mutant("two threads take each quad", "csrc/cuda.cu", "int64_t i = x * kQuad;", "int64_t i = x / 2 * kQuad;", RACES),
-    Mutant(
-        "the index of a thread has 32 bits",
-        "csrc/cuda.cu",
-        "(int64_t)blockIdx.x * blockDim.x + threadIdx.x;",
-        "(int32_t)(4u * (blockIdx.x * blockDim.x + threadIdx.x)) / 4;",
-        BEYOND,
-    ),
+    Mutant("places have 32 bits", "csrc/quad.h", "return i + q * step;", "return (int32_t)(i + q * step);", BEYOND),
     Mutant(
         "too little shared memory", "csrc/cuda_stage.h", "return spare_slot(p) + 1;", "return spare_slot(p);", MEMORY
     ),
@@ -115,7 +109,7 @@ MUTANTS = (
         "csrc/quad.h",
         "group.quads += group.place(q) < numel;",
         "group.quads += 1;",
-        MEMORY,
+        TRAFFIC,
     ),
     Mutant(
         "quads of a thread lie side by side",
@@ -386,11 +380,11 @@ MUTANTS = (
     ),
     # What only the compiled code shows.
     Mutant(
-        "a plain product on the device",
-        "csrc/portable.h",
-        "mul(float a, float b) { return __fmul_rn(a, b); }",
-        "mul(float a, float b) { return a * b; }",
-        FUSED,
+        "plain operators, which the assembler may fuse",
+        "csrc/cuda_stage.h",
+        "fastdiff::add(total[q][lane], mul(factor, value[lane]))",
+        "total[q][lane] + factor * value[lane]",
+        CONTRACTION,
     ),
     Mutant("an approximate square root on the device", "csrc/portable.h", "__fsqrt_rn(a)", "__fsqrt_rz(a)", FUSED),
     Mutant("subnormals are flushed", "csrc/nvcc.options", "-ftz=false", "-ftz=true", FUSED),
