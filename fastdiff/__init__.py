@@ -10,12 +10,14 @@ The same seed gives the same bits whatever the batch, position, threads, layout 
 
 from fastdiff.backends.registry import list_backends, use_backend
 from fastdiff.errors import BackendError, FastdiffError, InputError, NetworkError, PlanError
+from fastdiff.graph import clear_graphs
 from fastdiff.guidance import Guidance
 from fastdiff.network import in_chunks
 from fastdiff.ops import fill_noise, stage
 from fastdiff.plan import Plan, plan
 from fastdiff.prediction import Prediction
-from fastdiff.sampler import Run, sample
+from fastdiff.run import Run
+from fastdiff.sampler import sample
 from fastdiff.schedule import Schedule
 from fastdiff.solver import Solver
 from fastdiff.trace import Churn
@@ -35,6 +37,7 @@ __all__ = [
     "Run",
     "Schedule",
     "Solver",
+    "clear_graphs",
     "fill_noise",
     "in_chunks",
     "list_backends",

@@ -18,8 +18,8 @@ from fastdiff.row import NETWORK_PREFIX
 
 if TYPE_CHECKING:
     from fastdiff.plan import Plan
+    from fastdiff.tables import Table
 
-Table = tuple[Tensor, Tensor, list[int]]
 Buffer = tuple[int, int, str]
 """Address, batch stride in elements, dtype name."""
 

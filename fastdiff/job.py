@@ -25,7 +25,7 @@ from fastdiff.guidance import COND, UNCOND
 from fastdiff.io import encode_samples, read_samples, write
 from fastdiff.options import format_seeds
 from fastdiff.plan import NOISE_FORMAT, Plan
-from fastdiff.sampler import Evaluation, Run
+from fastdiff.run import Evaluation, Run
 
 SAMPLE = (1, 8, 8)
 WATCHED, MOMENTS = 6, 12

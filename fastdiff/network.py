@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -57,6 +58,35 @@ class Branches:
         for row in dict.fromkeys(rows):
             parts = [given[name] or {} for name in row]
             self._calls[row] = [_stack(parts, batch)] if batched and len(row) > 1 else parts
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """All that is fixed when calls are recorded: names, what tensors look like, and what is no tensor."""
+        return tuple((row, name, _looks(value)) for row, name, value in self._items())
+
+    def owned(self) -> Branches:
+        """The same with tensors of its own, into which ``load`` can copy others."""
+        twin = copy(self)
+        twin._calls = {
+            row: [
+                {name: value.clone() if isinstance(value, Tensor) else value for name, value in part.items()}
+                for part in parts
+            ]
+            for row, parts in self._calls.items()
+        }
+        return twin
+
+    def load(self, other: Branches) -> None:
+        """Copy the tensors of others of the same structure into these."""
+        for (_, _, own), (_, _, new) in zip(self._items(), other._items(), strict=True):
+            if isinstance(own, Tensor):
+                own.copy_(new, non_blocking=True)
+
+    def _items(self) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+        """All arguments of all calls, with the branches and the name of each."""
+        for row, parts in self._calls.items():
+            for part in parts:
+                yield from ((row, name, value) for name, value in part.items())
 
     def call(self, net: Network, z: Tensor, c_noise: Tensor, branches: tuple[str, ...]) -> list[Tensor]:
         """The network outputs of one evaluation: one stacked tensor, or one for each branch."""
@@ -131,6 +161,11 @@ def check_outputs(outputs: Sequence[Any], z: Tensor, branches: tuple[str, ...], 
             raise NetworkError(
                 f"the network returned {output.dtype}; float64, float32, bfloat16 and float16 are allowed"
             )
+
+
+def _looks(value: Any) -> Any:
+    """A tensor's dtype, shape, strides and device; anything else itself."""
+    return (value.dtype, value.shape, value.stride(), value.device) if isinstance(value, Tensor) else value
 
 
 def _check_conditioning(branch: str, conditioning: Mapping[str, Any], batch: int) -> None:

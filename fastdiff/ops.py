@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff.arguments import check_fill_noise, check_functional, check_layouts, check_stage
 from fastdiff.backends import reference
@@ -68,7 +69,7 @@ def stage(
         BackendError: no backend can run the call.
     """
     run = _checked_stage
-    if torch.compiler.is_compiling():
+    if _is_traced(coef):
         run = reference.stage if _reference_forced() else stage_by_dispatcher
     run(columns, coef, present, seeds, draws, program, stores, z)
 
@@ -143,9 +144,14 @@ def fill_noise(
     words = {"purpose": purpose, "tensor": tensor, "draw": draw, "sub_draw": sub_draw}
     draws = draw_table(words, batch, out.device)
     run = _checked_fill_noise
-    if torch.compiler.is_compiling():
+    if _is_traced(out):
         run = reference.fill_noise if _reference_forced() else fill_noise_by_dispatcher
     run(out, keys, draws)
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Whether a call is recorded by the compiler, or made on tensors without memory: then it must be one op."""
+    return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
 
 
 def _reference_forced() -> bool:

@@ -94,6 +94,15 @@ class Plan:
         ]
 
     @cached_property
+    def structure(self) -> tuple[Any, ...]:
+        """All but the numbers: plans of one structure make the same launches, with other coefficients and draws."""
+        rows = (
+            (row.columns, tuple(row.program), tuple(o.store for o in row.outputs), row.copies, row.branches)
+            for row in self.rows
+        )
+        return self.dtype, self.batched, self.caller_noise, tuple(rows)
+
+    @cached_property
     def result(self) -> str:
         """The buffer that holds the sample after the last row."""
         return str(self.rows[-1].outputs[0].store)

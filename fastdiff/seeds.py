@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff.errors import InputError
+from fastdiff.transfer import on_device
 
 MAX_SEED = 2**63 - 1
 DRAW_WORDS = (("purpose", 8), ("tensor", 16), ("draw", 32), ("sub_draw", 24))
@@ -45,7 +46,7 @@ def normalise_seeds(seeds: int | Sequence[int] | Tensor, batch: int, device: tor
     for value in values:
         if not 0 <= value <= MAX_SEED:
             raise InputError(f"a seed is {value}; seeds lie in 0 .. 2**63 - 1 (sample i of an int s uses s + i)")
-    return torch.tensor(list(values), dtype=torch.int64, device=device)
+    return on_device(list(values), torch.int64, torch.device(device))
 
 
 def draw_table(words: dict[str, int | Sequence[int] | Tensor], batch: int, device: torch.device) -> Tensor:
@@ -67,7 +68,7 @@ def draw_table(words: dict[str, int | Sequence[int] | Tensor], batch: int, devic
         columns.append(values if _is_listed(listed) else values * batch)
     shared = not any(_is_listed(value) or isinstance(value, Tensor) for value in words.values())
     rows = list(zip(*columns, strict=True))
-    return torch.tensor(rows[:1] if shared else rows, dtype=torch.int64, device=device).view(-1, 4)
+    return on_device(rows[:1] if shared else rows, torch.int64, device).view(-1, 4)
 
 
 def check_seeds(seeds: Tensor, batch: int) -> None:

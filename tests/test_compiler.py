@@ -23,7 +23,8 @@ from fastdiff.guidance import Guidance
 from fastdiff.plan import Plan, plan
 from fastdiff.real import mp, positive
 from fastdiff.row import Bound, Derived
-from fastdiff.sampler import Run, sample
+from fastdiff.run import Run
+from fastdiff.sampler import sample
 from fastdiff.schedule import SCHEDULES, named_schedule
 from fastdiff.solver import SOLVERS, named_solver
 from fastdiff.trace import Churn, Ode

@@ -269,3 +269,67 @@ def test_conditioning_that_does_not_fit():
 def test_a_device_without_backend_names_the_reasons():
     with fastdiff.use_backend("cpu"), pytest.raises(BackendError, match="cpu: it runs on cpu"):
         fastdiff.Run(HEUN, SHAPE, 0, device="meta")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_restart_gives_the_same_bits_in_the_same_buffers(backend):
+    plan = fastdiff.plan(steps=3, churn=fastdiff.Churn(2))
+    with fastdiff.use_backend(backend):
+        run = fastdiff.Run(plan, SHAPE, 0)
+        found = []
+        for _ in range(2):
+            for evaluation in run:
+                run.step(net(evaluation.z, evaluation.c_noise))
+            found.append(run.finish(copy=True))
+            run.restart()
+    assert same_bits(*found)
+    assert same_bits(found[0], fastdiff.sample(net, plan, SHAPE, 0))
+    for evaluation in run:
+        run.step(net(evaluation.z, evaluation.c_noise))
+    kept = run.finish()
+    assert same_bits(kept, found[0])
+    with pytest.raises(NetworkError, match=r"gave away; use finish\(copy=True\)"):
+        run.restart()
+
+
+WAYS = {
+    "itself": lambda f: f,
+    "a view of more": lambda f: torch.stack([f, f], dim=1)[:, 0],
+    "narrower": lambda f: f.bfloat16(),
+    "two": lambda f: f.chunk(2),
+}
+"""To return the same numbers; a launch is prepared for the first only."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_launch_is_not_prepared_for_is_checked_and_has_the_same_bits(way, monkeypatch):
+    """The reference goes by prepared launches, or by the op with all its checks; the C++ loop has ways of its own."""
+    prepared, run_bound = [], fastdiff.Run._launch_bound
+    monkeypatch.setattr(
+        fastdiff.Run, "_launch_bound", lambda run, outputs: (prepared.append(run.index), run_bound(run, outputs))
+    )
+
+    def sampled(change, backend):
+        with fastdiff.use_backend(backend):
+            run = fastdiff.Run(GUIDED, SHAPE, 0)
+            for evaluation in run:
+                f = change(net(evaluation.z, evaluation.c_noise).bfloat16().float())
+                run.step(*f) if isinstance(f, tuple) else run.step(f)
+            return run.finish()
+
+    expected = sampled(lambda f: f, "cpu")
+    assert prepared == []
+    assert same_bits(sampled(WAYS[way], "reference"), expected)
+    assert len(prepared) == (len(GUIDED.rows) if way == "itself" else 1)
+
+
+def test_an_output_in_the_runs_own_memory_is_not_prepared_for():
+    with fastdiff.use_backend("reference"):
+        run = fastdiff.Run(GUIDED, SHAPE, 0)
+        with pytest.raises(InputError, match="z overlaps column"):
+            run.step(run.evaluations[0].z)
+        # Nothing was written: the step can be repeated.
+        for evaluation in run:
+            run.step(evaluation.z * 0.3)
+        sample = run.finish()
+    assert same_bits(sample, fastdiff.sample(lambda z, c: z * 0.3, GUIDED, SHAPE, 0))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdiff.backends.registry import use_backend
 from fastdiff.bench.workload import Model, Network, Workload
-from fastdiff.sampler import Run
+from fastdiff.run import Run
 
 
 class Job(Protocol):

@@ -25,7 +25,7 @@ from fastdiff.bench.contestant import Contestant
 from fastdiff.bench.rivals.eager import textbook_states
 from fastdiff.bench.workload import FREE, Model, Workload
 from fastdiff.errors import BackendError
-from fastdiff.sampler import Run
+from fastdiff.run import Run
 from fastdiff.testing import random_case, same_bits
 from fastdiff.trace import INIT, STEP
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdiff import textbook
 from fastdiff.errors import InputError
 from fastdiff.plan import Plan, plan
-from fastdiff.sampler import STATE
+from fastdiff.tables import STATE
 from fastdiff.trace import Churn
 
 SAMPLE_ELEMENTS = 4096

@@ -35,7 +35,7 @@ from fastdiff.fuzz.subject import Fault, Features, Subject, dump
 from fastdiff.fuzz.variants import REFERENCE, Variant
 from fastdiff.guidance import COND, UNCOND
 from fastdiff.plan import Plan
-from fastdiff.sampler import Evaluation, Run
+from fastdiff.run import Evaluation, Run
 
 GAIN = {COND: 0.375, UNCOND: -0.2}
 LARGEST = 1e30
