@@ -1,7 +1,7 @@
 """The first day on a GPU: bits, graphs, memory checks and times that nobody could show without one.
 
 Every section runs here too, with ``--pretend``: on the CPU, with the kernels of the emulated CUDA backend, and
-with a graph that is a recorded function. Its times then mean nothing, and the page says so.
+with graphs that the CPU records. Its times then mean nothing, and the page says so.
 """
 
 from __future__ import annotations
@@ -162,20 +162,37 @@ def noise(gpu: Gpu) -> Lines:
 
 
 def graphs(gpu: Gpu) -> Lines:
-    """All launches of a sampling captured once, and replayed with other seeds, coefficients and states."""
+    """A whole sampling recorded once, and replayed with other numbers; and a network that cannot be recorded."""
+    shape, labels = (3, 4, 16, 16), torch.tensor([0.5, 1.0, 1.5], device=gpu.device)
+    plans = [fastdiff.plan(steps=4, churn=CHURN, guidance=scale) for scale in (2.0, 3.5)]
+
+    def net(z: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        return torch.tanh(z * 0.75 + (c_noise * 0.01 + label).view(-1, 1, 1, 1).to(z.dtype))
+
+    def waits(z: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        return z * float(c_noise[0].item() > 0)
+
+    def drawn(net: Callable[..., Tensor], plan: fastdiff.Plan, seeds: int, factor: float, *, replayed: bool) -> Tensor:
+        given = {"cond": {"label": labels * factor}, "uncond": {"label": -labels}}
+        options = {"device": gpu.device, "network_dtype": torch.bfloat16, "cuda_graph": replayed}
+        return fastdiff.sample(net, plan, shape, seeds, **given, **options).cpu()
+
     for name in usable(gpu):
         with fastdiff.use_backend(name):
-            loop = Loop(gpu.device)
-            replay = gpu.capture(loop.run)
-            for seed, factor in ((11, 1.0), (12, 1.0), (12, 0.5)):
-                loop.set(seed, factor)
-                replay()
-                replayed = loop.result.clone()
-                loop.set(seed, factor)
-                loop.run()
-                same = same_bits(replayed.cpu(), loop.result.cpu()) and bool(replayed.isfinite().all())
-                text = "replay equals the eager loop" if same else "replay and eager loop DIFFER"
-                yield f"graph, {name}", OK if same else FAILED, f"seed {seed}, coefficients times {factor}: {text}"
+            for seeds, plan, factor in ((11, 0, 1.0), (12, 0, 1.0), (12, 1, 1.0), (12, 1, 0.5)):
+                numbers = (plans[plan], seeds, factor)
+                replay, loop = (drawn(net, *numbers, replayed=replayed) for replayed in (True, False))
+                same = same_bits(replay, loop) and bool(replay.isfinite().all())
+                text = "replay equals the loop" if same else "replay and loop DIFFER"
+                yield f"graph, {name}", OK if same else FAILED, f"seed {seeds}, plan {plan}, label x{factor}: {text}"
+            try:
+                drawn(waits, plans[0], 0, 1.0, replayed=True)
+                yield f"refusal, {name}", FAILED, "a network that waits for the device was recorded"
+            except fastdiff.NetworkError as error:
+                after = bool(drawn(waits, plans[0], 0, 1.0, replayed=False).isfinite().all())
+                text = f"{str(error).partition('. ')[0]}; the loop {'goes on working' if after else 'BREAKS'}"
+                yield f"refusal, {name}", OK if after else FAILED, text
+    fastdiff.clear_graphs()
 
 
 def sanitizer(gpu: Gpu) -> Lines:
@@ -211,6 +228,7 @@ def times(gpu: Gpu) -> Lines:
                     speed, share = bytes_ / taken / 1e9, copied / taken
                     text = f"{taken * 1e6:.1f} us, {speed:.0f} GB/s, {100 * share:.0f} % of a copy's speed"
                     yield f"{label}, guidance {guidance:g}, {4 * quads} elements, {name}", OK, text
+    yield from loop_times(gpu)
 
 
 # What the sections are made of -------------------------------------------------------------------------------------
@@ -248,46 +266,9 @@ def on_device(gpu: Gpu, name: str) -> registry.Stage:
     return stage
 
 
-class Loop:
-    """A guided stochastic sampling with everything that may change between two replays in tensors of its own."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.plan = fastdiff.plan(steps=4, churn=CHURN, guidance=2.0)
-        shape = (3, 4, 16, 16)
-        self.seeds = torch.zeros(shape[0], dtype=torch.int64, device=device)
-        self.exact = [torch.tensor([row.coefficients], device=device) for row in self.plan.rows]
-        self.coef = [c.clone() for c in self.exact]
-        words = [[[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in row.draws] for row in self.plan.rows]
-        self.draws = [torch.tensor([w], device=device) if w else None for w in words]
-        self.buffers = {name: torch.zeros(shape, device=device) for name in self.plan.buffers}
-        self.z = torch.zeros((2 * shape[0], *shape[1:]), dtype=torch.bfloat16, device=device)
-        self.answer = torch.zeros_like(self.z)
-
-    @property
-    def result(self) -> Tensor:
-        """The samples."""
-        return self.buffers[self.plan.result]
-
-    def set(self, seed: int, factor: float) -> None:
-        """Write new numbers where the launches read them."""
-        self.seeds.copy_(torch.arange(seed, seed + len(self.seeds)))
-        for coef, exact in zip(self.coef, self.exact, strict=True):
-            coef.copy_(exact * factor)
-
-    def run(self) -> None:
-        """One launch for each row, with a network of two operations between them."""
-        for row, coef, draws in zip(self.plan.rows, self.coef, self.draws, strict=True):
-            halves = dict(zip(("cond", "uncond"), self.answer.chunk(2), strict=True))
-            columns = [
-                halves[name.removeprefix(NETWORK_PREFIX)] if name.startswith(NETWORK_PREFIX) else self.buffers[name]
-                for name in row.columns
-            ]
-            stores = [None if o.store is None else self.buffers[o.store] for o in row.outputs]
-            z = None if row.network is None else self.z[: row.copies * len(self.seeds)]
-            seeds = None if draws is None else self.seeds
-            ops.stage(columns, coef, row.program, seeds=seeds, draws=draws, stores=stores, z=z)
-            torch.clamp(self.z, -2, 2, out=self.answer)
-            self.answer.mul_(0.75)
+def halved(z: Tensor, c_noise: Tensor) -> Tensor:
+    """A network of one operation."""
+    return z * 0.5
 
 
 def copy_seconds(gpu: Gpu, bytes_: int) -> float:
@@ -321,6 +302,23 @@ def row_seconds(gpu: Gpu, row: Row, backend: str, quads: int) -> float:
         replay = gpu.capture(work) if backend != "reference" else work
         gpu.seconds(replay)
         return gpu.seconds(replay)
+
+
+def loop_times(gpu: Gpu) -> Lines:
+    """A whole sampling of 18 steps with a network of one operation: what the host adds, and that a replay does not."""
+    plan, shape = fastdiff.plan(churn=CHURN, guidance=2.0), (1, 4, 32, 32)
+    for name in usable(gpu):
+        with fastdiff.use_backend(name):
+            for replayed in (False, True):
+
+                def work(replayed: bool = replayed) -> None:
+                    options = {"device": gpu.device, "network_dtype": torch.bfloat16, "cuda_graph": replayed}
+                    fastdiff.sample(halved, plan, shape, 0, **options)
+
+                work()
+                taken = gpu.seconds(work) / plan.evaluations
+                yield f"sampling, {name}", OK, f"{'replay' if replayed else 'loop'}: {taken * 1e6:.1f} us an evaluation"
+    fastdiff.clear_graphs()
 
 
 SECTIONS = (machine, bits, noise, graphs, sanitizer, times)
@@ -379,9 +377,10 @@ def main() -> int:
     with ExitStack() as stack:
         if options.pretend:
             sys.path.insert(0, str(ROOT / "tests" / "gpu"))
-            from emulated import EmulatedCuda, registered
+            from emulated import EmulatedCuda
+            from pretend_graph import recorded
 
-            stack.enter_context(registered(EmulatedCuda()))
+            stack.enter_context(recorded(EmulatedCuda()))
         if options.rows is not None:
             return min(run_rows(gpu, options.rows), 1)
         lines = examine(gpu)

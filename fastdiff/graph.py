@@ -235,9 +235,11 @@ def _surroundings(net: Network, device: str) -> Hashable:
     state: tuple[Any, ...] = (getattr(net, "__func__", None), forced_backend())
     state += (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
     if isinstance(owner, nn.Module):
-        # Parameters that were moved or replaced are in other memory than the graph reads.
-        tensors = chain(owner.parameters(), owner.buffers())
-        state += (owner.training, tuple(tensor.data_ptr() for tensor in tensors))
+        # Parameters that were moved or replaced are in other memory than the graph reads. Each module's own tables are
+        # walked, because owner.parameters() takes three times as long.
+        own = (chain(module._parameters.values(), module._buffers.values()) for module in owner.modules())
+        held = chain.from_iterable(own)
+        state += (owner.training, tuple(None if tensor is None else tensor.data_ptr() for tensor in held))
     return state
 
 

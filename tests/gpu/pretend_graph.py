@@ -77,7 +77,8 @@ class PretendRecording(TorchDispatchMode):
             new = function(*arguments, **keywords)
             if not any(aliases):
                 for old, fresh in zip(tree_leaves(made), tree_leaves(new), strict=True):
-                    old.copy_(fresh)
+                    if isinstance(old, torch.Tensor):
+                        old.copy_(fresh)
 
         self.note(again)
         return made

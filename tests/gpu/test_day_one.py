@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pretend_graph
 import pytest
-from emulated import EmulatedCuda, registered
+from emulated import EmulatedCuda
+from pretend_graph import recorded
 
 import fastdiff
 from fastdiff.backends import reference
-
-pytestmark = pytest.mark.night
+from fastdiff.tables import Tables
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -30,12 +31,18 @@ def day_one(monkeypatch):
 
 def test_every_section_runs_and_the_page_says_that_it_is_pretended(day_one):
     gpu = day_one.PretendGpu()
-    with registered(EmulatedCuda()):
+    with recorded(EmulatedCuda()):
         lines = day_one.examine(gpu)
     statuses = {(line.section, line.name): line.status for line in lines}
     assert {line.section for line in lines} == {section.__name__ for section in day_one.SECTIONS}
     assert day_one.FAILED not in statuses.values(), day_one.page(gpu, lines)
-    for name in ("rows, emulated-cuda", "noise, emulated-cuda", "graph, emulated-cuda", "memcheck"):
+    for name in (
+        "rows, emulated-cuda",
+        "noise, emulated-cuda",
+        "graph, emulated-cuda",
+        "refusal, emulated-cuda",
+        "memcheck",
+    ):
         assert day_one.OK in [status for (_, found), status in statuses.items() if found == name]
     # What cannot run here is named, with the reason.
     skipped = [line for line in lines if line.status == day_one.SKIPPED]
@@ -51,10 +58,21 @@ def test_other_bits_are_failed_lines(day_one, monkeypatch):
     library = EmulatedCuda()
     monkeypatch.setattr(library, "fill_noise", wrong)
     monkeypatch.setattr(day_one, "SECTIONS", (day_one.noise,))
-    with registered(library):
+    with recorded(library):
         lines = day_one.examine(day_one.PretendGpu())
     assert [line.status for line in lines] == [day_one.FAILED]
     assert "1 lines FAILED" in day_one.page(day_one.PretendGpu(), lines)
+
+
+def test_a_graph_that_replays_old_numbers_or_records_what_waits_is_a_failed_line(day_one, monkeypatch):
+    monkeypatch.setattr(day_one, "SECTIONS", (day_one.graphs,))
+    monkeypatch.setattr(Tables, "load", lambda tables, plan: None)
+    monkeypatch.setattr(pretend_graph, "WAITS", ())
+    with recorded(EmulatedCuda()):
+        lines = day_one.examine(day_one.PretendGpu())
+    assert [line.status for line in lines] == [day_one.OK] * 2 + [day_one.FAILED] * 3
+    assert lines[2].text == "seed 12, plan 1, label x1.0: replay and loop DIFFER"
+    assert lines[4].text == "a network that waits for the device was recorded"
 
 
 def test_a_section_that_breaks_off_does_not_stop_the_others(day_one, monkeypatch):
