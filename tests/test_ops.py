@@ -285,7 +285,18 @@ def test_backends() -> None:
     assert all(line.usable == (line.reason is None) for line in report.values())
     with pytest.raises(BackendError, match="there is no backend 'cuda13'; the names are"), use_backend("cuda13"):
         pass
-    assert choose("meta", (torch.float32,), "row-major").name == "reference"
+    assert choose("cpu", (torch.float32,), "row-major").name == next(
+        line.name for line in list_backends() if line.usable
+    )
+
+
+def test_a_device_that_no_backend_serves_is_an_error_with_all_reasons_and_the_way_out() -> None:
+    with pytest.raises(BackendError) as caught:
+        choose("xpu", (torch.float32,), "row-major")
+    assert "cuda: it runs on cuda, and the tensors are on xpu" in str(caught.value)
+    assert "reference: on xpu it is taken only when asked for, with use_backend('reference')" in str(caught.value)
+    with use_backend("reference"):
+        assert choose("xpu", (torch.float32,), "row-major").name == "reference"
 
 
 def test_a_missing_forced_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

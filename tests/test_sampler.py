@@ -267,6 +267,10 @@ def test_conditioning_that_does_not_fit():
 
 
 def test_a_device_without_backend_names_the_reasons():
+    with pytest.raises(
+        BackendError, match=r"triton: it runs on cuda.*; reference: on meta it is taken only when asked"
+    ):
+        fastdiff.Run(HEUN, SHAPE, 0, device="meta")
     with fastdiff.use_backend("cpu"), pytest.raises(BackendError, match="cpu: it runs on cpu"):
         fastdiff.Run(HEUN, SHAPE, 0, device="meta")
 

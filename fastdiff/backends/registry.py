@@ -52,6 +52,7 @@ class Backend:
         stage: as ``fastdiff.backends.reference.stage``.
         fill_noise: as ``fastdiff.backends.reference.fill_noise``.
         dtypes: storage types it reads and writes.
+        unasked: device types on which it is taken without being forced; all of ``devices`` if None.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Backend:
     fill_noise: FillNoise
     layouts: tuple[str, ...] = ("row-major", "channels-last", "either")
     dtypes: tuple[torch.dtype, ...] = NETWORK_TYPES
+    unasked: tuple[str, ...] | None = None
 
     def refusal(self, device: str, dtypes: Sequence[torch.dtype], layout: str) -> str | None:
         """Why this backend cannot run such a call, or None where it can."""
@@ -132,6 +134,8 @@ BACKENDS = (
         details=lambda: f"plain PyTorch {torch.__version__}",
         stage=reference.stage,
         fill_noise=reference.fill_noise,
+        # On a GPU it would be some hundred launches for one, which nobody should get without knowing.
+        unasked=("cpu",),
     ),
 )
 
@@ -189,6 +193,8 @@ def choose(device: str, dtypes: Sequence[torch.dtype], layout: str) -> Backend:
     refusals = []
     for backend in candidates:
         reason = backend.refusal(device, dtypes, layout)
+        if reason is None and forced is None and backend.unasked is not None and device not in backend.unasked:
+            reason = f"on {device} it is taken only when asked for, with use_backend({backend.name!r}): it is slow"
         if reason is None:
             return backend
         refusals.append(f"{backend.name}: {reason}")
