@@ -133,20 +133,18 @@ class Run:
             Evaluation(k, z[row.copies], c_noise[row.copies][k], row.sigma, row.branches) for k, row in enumerate(rows)
         ]
 
-    def _bound_launches(self) -> list[_Launch]:
-        """Every row with the buffers that it reads and writes; none where each step makes new ones."""
+    def _bound_launches(self) -> list[tuple[registry.Prepared, list[int]]]:
+        """The launch of every row, and the branches whose outputs it takes; none where each step makes new tensors."""
         plain = type(self._z) is Tensor and self._z.numel() and not torch.compiler.is_compiling()
         if self._differentiable or self._noise is not None or not plain:
             return []
         launches, branches = [], ()
-        for row, table in zip(self.plan.rows, self.tables.rows, strict=True):
+        for row, (coef, draws, program) in zip(self.plan.rows, self.tables.rows, strict=True):
             columns = [self._buffers.get(name) for name in row.columns]
-            network = [
-                (at, branches.index(name.removeprefix(NETWORK_PREFIX)))
-                for at, name in enumerate(row.columns)
-                if columns[at] is None
-            ]
-            launches.append(_Launch(columns, network, table, *self._outputs(row)))
+            network = [name for name, column in zip(row.columns, columns, strict=True) if column is None]
+            chosen = [branches.index(name.removeprefix(NETWORK_PREFIX)) for name in network]
+            launch = self._backend.prepared(columns, coef, self.seeds, draws, program, *self._outputs(row))
+            launches.append((launch, chosen))
             branches = row.branches
         return launches
 
@@ -239,7 +237,8 @@ class Run:
 
     def _launch_bound(self, outputs: Sequence[Tensor]) -> None:
         """Run the next row on network outputs that are as expected: nothing is left to check."""
-        self._launches[self.index + 1].run(self._backend, self.seeds, outputs)
+        launch, branches = self._launches[self.index + 1]
+        launch([outputs[branch] for branch in branches])
         self.index += 1
 
     def _launch(self, outputs: Sequence[Tensor]) -> None:
@@ -299,32 +298,6 @@ class Run:
             return self._buffers[self.plan.result].clone()
         self._finished, self._launches = True, []
         return self._buffers.pop(self.plan.result)
-
-
-class _Launch(NamedTuple):
-    """A row with the tensors that stay the same from run to run.
-
-    Args:
-        columns: what it reads; None where a network output goes.
-        network: for every network output its place among the columns, and its branch.
-        table: the row's numbers.
-        stores: its outputs.
-        z: the network input, if it makes one.
-    """
-
-    columns: list[Tensor | None]
-    network: list[tuple[int, int]]
-    table: Table
-    stores: list[Tensor | None]
-    z: Tensor | None
-
-    def run(self, backend: registry.Backend, seeds: Tensor, outputs: Sequence[Tensor]) -> None:
-        """Launch it on one network output for each branch."""
-        columns = list(self.columns)
-        for at, branch in self.network:
-            columns[at] = outputs[branch]
-        coef, draws, program = self.table
-        backend.stage(columns, coef, None, seeds, draws, program, self.stores, self.z)  # type: ignore[arg-type]
 
 
 def checked_shape(shape: Sequence[int]) -> torch.Size:

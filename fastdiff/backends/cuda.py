@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdiff.backends.registry import NETWORK_TYPES
+from fastdiff.backends.registry import NETWORK_TYPES, Prepared
 from fastdiff.errors import BackendError
 from fastdiff.layout import CHANNELS_LAST, layout
 from fastdiff.program import parse
@@ -130,21 +130,28 @@ class Library:
         z: Tensor | None,
     ) -> None:
         """Run one row; arguments as for ``fastdiff.backends.reference.stage``, in one launch."""
-        args = _arguments(columns[0] if columns else next(store for store in stores if store is not None), program)
-        args.state = DTYPES[coef.dtype]
-        args.coef, args.coef_stride = _table(coef)
-        args.present, args.present_stride = _table(present)
-        args.seeds, args.seeds_stride = _table(seeds)
-        args.draws, args.draws_stride = _table(draws)
-        for buffer, column in zip(args.column, columns, strict=False):
-            _point(buffer, column)
-        for buffer, store in zip(args.store, stores, strict=False):
-            if store is not None:
-                _point(buffer, store)
-        if z is not None:
-            args.copies = z.shape[0] // max(args.batch, 1)
-            _point(args.z, z)
-        _launch(self._stage, args, coef)
+        _launch(self._stage, _stage_arguments(columns, coef, present, seeds, draws, program, stores, z), coef)
+
+    def prepare(
+        self,
+        columns: Sequence[Tensor | None],
+        coef: Tensor,
+        seeds: Tensor,
+        draws: Tensor,
+        program: Sequence[int],
+        stores: Sequence[Tensor | None],
+        z: Tensor | None,
+    ) -> Prepared:
+        """The launch of a row whose arguments stay where they are, but for the columns that are None."""
+        args = _stage_arguments(columns, coef, None, seeds, draws, program, stores, z)
+        missing = [buffer for buffer, column in zip(args.column, columns, strict=False) if column is None]
+
+        def launch(given: Sequence[Tensor]) -> None:
+            for buffer, column in zip(missing, given, strict=True):
+                _point(buffer, column)
+            _launch(self._stage, args, coef)
+
+        return launch
 
     def fill_noise(self, out: Tensor, seeds: Tensor, draws: Tensor) -> None:
         """Fill ``out`` with normals; arguments as for ``fastdiff.backends.reference.fill_noise``, in one launch."""
@@ -191,6 +198,19 @@ def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
     _opened().fill_noise(out, seeds, draws)
 
 
+def prepare(
+    columns: Sequence[Tensor | None],
+    coef: Tensor,
+    seeds: Tensor,
+    draws: Tensor,
+    program: Sequence[int],
+    stores: Sequence[Tensor | None],
+    z: Tensor | None,
+) -> Prepared:
+    """The launch of a row whose arguments stay where they are, but for the columns that are None."""
+    return _opened().prepare(columns, coef, seeds, draws, program, stores, z)
+
+
 @cache
 def _library() -> Library | str:
     """The library that was installed, or why there is none."""
@@ -222,6 +242,33 @@ def _runs_on(target: str, capability: tuple[int, int]) -> bool:
     kind, _, number = target.partition("_")
     major, minor = divmod(int(number), 10)
     return capability >= (major, minor) if kind == "compute" else capability[0] == major and capability[1] >= minor
+
+
+def _stage_arguments(
+    columns: Sequence[Tensor | None],
+    coef: Tensor,
+    present: Tensor | None,
+    seeds: Tensor | None,
+    draws: Tensor | None,
+    program: Sequence[int],
+    stores: Sequence[Tensor | None],
+    z: Tensor | None,
+) -> _StageArgs:
+    """All of a row's arguments, but for columns that are None."""
+    args = _arguments(next(tensor for tensor in (*columns, *stores) if tensor is not None), program)
+    args.state = DTYPES[coef.dtype]
+    args.coef, args.coef_stride = _table(coef)
+    args.present, args.present_stride = _table(present)
+    args.seeds, args.seeds_stride = _table(seeds)
+    args.draws, args.draws_stride = _table(draws)
+    for buffers, tensors in ((args.column, columns), (args.store, stores)):
+        for buffer, tensor in zip(buffers, tensors, strict=False):
+            if tensor is not None:
+                _point(buffer, tensor)
+    if z is not None:
+        args.copies = z.shape[0] // max(args.batch, 1)
+        _point(args.z, z)
+    return args
 
 
 def _arguments(tensor: Tensor, program: Sequence[int]) -> _StageArgs:

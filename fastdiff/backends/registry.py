@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -37,6 +37,21 @@ Stage = Callable[
     None,
 ]
 FillNoise = Callable[[Tensor, Tensor, Tensor], None]
+Prepared = Callable[[Sequence[Tensor]], None]
+"""A launch that is given its missing columns."""
+
+Prepare = Callable[
+    [
+        Sequence[Tensor | None],
+        Tensor,
+        Tensor,
+        Tensor,
+        Sequence[int],
+        Sequence[Tensor | None],
+        Tensor | None,
+    ],
+    Prepared,
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,8 @@ class Backend:
         fill_noise: as ``fastdiff.backends.reference.fill_noise``.
         dtypes: storage types it reads and writes.
         unasked: device types on which it is taken without being forced; all of ``devices`` if None.
+        prepare: binds a row's columns (None for those that come later), coefficients, seeds, draws, program, stores
+            and z once for many launches; without it ``stage`` is called anew each time.
     """
 
     name: str
@@ -64,6 +81,7 @@ class Backend:
     layouts: tuple[str, ...] = ("row-major", "channels-last", "either")
     dtypes: tuple[torch.dtype, ...] = NETWORK_TYPES
     unasked: tuple[str, ...] | None = None
+    prepare: Prepare | None = None
 
     def refusal(self, device: str, dtypes: Sequence[torch.dtype], layout: str) -> str | None:
         """Why this backend cannot run such a call, or None where it can."""
@@ -75,6 +93,27 @@ class Backend:
         if layout not in self.layouts:
             return f"it does not handle the {layout} layout"
         return self.unavailable()
+
+    def prepared(
+        self,
+        columns: Sequence[Tensor | None],
+        coef: Tensor,
+        seeds: Tensor,
+        draws: Tensor,
+        program: Sequence[int],
+        stores: Sequence[Tensor | None],
+        z: Tensor | None,
+    ) -> Prepared:
+        """The launch of a row on tensors that stay the same, but for the columns that are None; nothing is checked."""
+        if self.prepare is not None:
+            return self.prepare(columns, coef, seeds, draws, program, stores, z)
+
+        def launch(given: Sequence[Tensor]) -> None:
+            later = iter(given)
+            filled = [next(later) if column is None else column for column in columns]
+            self.stage(filled, coef, None, seeds, draws, program, stores, z)
+
+        return launch
 
 
 @dataclass(frozen=True)
@@ -125,7 +164,7 @@ def _deferred(name: str, device: str) -> Backend:
 
 BACKENDS = (
     _deferred("cpu", "cpu"),
-    _deferred("cuda", "cuda"),
+    replace(_deferred("cuda", "cuda"), prepare=lambda *call: import_module("fastdiff.backends.cuda").prepare(*call)),
     _deferred("triton", "cuda"),
     Backend(
         name="reference",

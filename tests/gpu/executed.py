@@ -28,6 +28,9 @@ class ExecutedCuda(EmulatedCuda):
         patch: faults to plant in the sources.
     """
 
+    prepare = None
+    """What is launched again and again goes through ``stage``, so that it is executed."""
+
     def __init__(self, arch: str, *flags: str, patch: Patch | None = None) -> None:
         super().__init__(emulated(patch=patch))
         self.order("none")

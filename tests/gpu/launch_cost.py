@@ -53,7 +53,11 @@ def main() -> None:
     print(f"CPU op in C++, kernel included      {op:6.1f}")
     with registered(library), fastdiff.use_backend("emulated-cuda"):
         checked = cost(lambda: ops.stage(reads, coef, program, seeds=seeds, draws=draws, stores=stores, z=z))
+        run = fastdiff.Run(fastdiff.plan(steps=500, guidance=2.0), (BATCH, *SAMPLE), 0, network_dtype=torch.bfloat16)
+        output = torch.zeros_like(z)
+        stepped = cost(lambda: run.step(output) if run.index < len(run) else run.restart())
     print(f"fastdiff.ops.stage, checks included {checked:6.1f}")
+    print(f"Run.step on the CUDA backend        {stepped:6.1f}")
 
 
 if __name__ == "__main__":

@@ -96,9 +96,22 @@ class _Noted:
     def stage(self, columns, *rest) -> None:
         # Addresses are taken at the launch: the caller's list may change later.
         columns = list(columns)
-        self._library.stage(columns, *rest)
+        self._noted(lambda: self._library.stage(columns, *rest))
+
+    def prepare(self, *call):
+        launch = self._library.prepare(*call)
+
+        def noted(given) -> None:
+            given = list(given)
+            self._noted(lambda: launch(given))
+
+        return noted
+
+    @staticmethod
+    def _noted(launch) -> None:
+        launch()
         if PretendRecording.active:
-            PretendRecording.active.note(lambda: self._library.stage(columns, *rest))
+            PretendRecording.active.note(launch)
 
 
 @contextmanager
