@@ -8,84 +8,34 @@ caller's noise are read from device memory, which is rewritten before a replay.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from threading import Lock
+from threading import Lock, local
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastdiff.backends.registry import forced_backend
-from fastdiff.errors import FastdiffError, InputError, NetworkError
+from fastdiff.errors import InputError
 from fastdiff.network import Branches, Network, in_chunks
 from fastdiff.plan import Plan
+from fastdiff.recording import RECORDERS
 from fastdiff.row import NOISE_PREFIX
-from fastdiff.run import CallerNoise, Run
+from fastdiff.run import CallerNoise, Run, check_noise, refuse_capture
 from fastdiff.seeds import normalise_seeds
 
 MOST_PER_NETWORK = 4
 """Recordings kept for one network, each with the memory of all its activations; the least recently used one goes."""
 
 
-class Recording(Protocol):
-    """Launches that can be made again."""
-
-    def turn(self) -> AbstractContextManager[None]:
-        """While inside, work of this stream comes after all that earlier turns began, on whatever stream."""
-        ...
-
-    def replay(self) -> None:
-        """Make the launches, on the current stream."""
-        ...
-
-
-class CudaRecording:
-    """A CUDA graph.
-
-    Args:
-        work: makes the launches; it is run once to warm up, and once to be recorded.
-        device: a CUDA device.
-
-    Raises:
-        NetworkError: the work did something that cannot be recorded.
-    """
-
-    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
-        self._device = device
-        with torch.cuda.device(device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                work()
-            torch.cuda.current_stream().wait_stream(side)
-            self._graph, self._used = torch.cuda.CUDAGraph(), torch.cuda.Event()
-            # Other threads may go on allocating memory.
-            with _as_network_error(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                work()
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """See ``Recording``."""
-        with torch.cuda.device(self._device):
-            self._used.wait()
-            yield
-            self._used.record()
-
-    def replay(self) -> None:
-        """See ``Recording``."""
-        self._graph.replay()
-
-
 Drawn = dict[tuple[int, int], Tensor]
 """A caller's noise: a tensor for each row and draw."""
-
-RECORDERS: dict[str, Callable[[Callable[[], None], torch.device], Recording]] = {"cuda": CudaRecording}
-"""What records launches, by type of device."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +69,8 @@ class Recorded:
     """
 
     def __init__(self, net: Network, plan: Plan, settings: Settings, conditioning: Branches, noise: Drawn) -> None:
-        self._lock, self._plan = Lock(), plan
+        self._lock = Lock()
+        self._plan: Plan | None = plan
         self._conditioning, self._noise = conditioning.owned(), noise
         self._run = Run(
             plan,
@@ -139,14 +90,16 @@ class Recorded:
                 self._run.step(*outputs)
 
         self._recording = RECORDERS[settings.device.type](work, settings.device)
+        self._held = [*self._run.tensors, *self._conditioning.tensors, *noise.values()]
 
     def sample(self, plan: Plan, seeds: int | Sequence[int] | Tensor, conditioning: Branches, noise: Drawn) -> Tensor:
         """The samples for other numbers, in a tensor of their own."""
         run = self._run
         keys = normalise_seeds(seeds, run.shape[0], run.device)
-        with self._lock, self._recording.turn():
+        with self._lock, self._recording.turn(self._held):
             run.seeds.copy_(keys, non_blocking=True)
             if plan is not self._plan:
+                self._plan = None  # until all of the new one is there
                 run.tables.load(plan)
                 self._plan = plan
             self._conditioning.load(conditioning)
@@ -158,6 +111,10 @@ class Recorded:
 
 _recorded: WeakKeyDictionary[Any, OrderedDict[Hashable, Recorded]] = WeakKeyDictionary()
 _guard = Lock()
+"""Held for a look at ``_recorded``, never while a network runs."""
+
+_one_at_a_time = Lock()
+_here = local()
 
 
 def sample_by_graph(
@@ -171,7 +128,7 @@ def sample_by_graph(
     """Replay the recording that fits, or make it first. It is kept for as long as the network lives.
 
     Raises:
-        InputError: nothing can be recorded on this device, or an argument cannot be told apart from another.
+        InputError: nothing can be recorded here and now, or an argument cannot be told apart from another.
         NetworkError: the network did something that cannot be recorded.
     """
     if settings.device.type not in RECORDERS:
@@ -179,28 +136,66 @@ def sample_by_graph(
             f"cuda_graph=True was asked for on {settings.device}; graphs exist on {', '.join(RECORDERS)} only: leave "
             "it out"
         )
+    refuse_capture(settings.device)
+    check_noise(plan, noise)
+    for tensor in conditioning.tensors:
+        if tensor.device != settings.device:
+            raise InputError(
+                f"a conditioning tensor is on {tensor.device} and the sampling on {settings.device}; a graph would not "
+                "see it change, so move it there"
+            )
     with torch.inference_mode(False), torch.no_grad():
         drawn = _drawn(plan, noise)
-        recorded = _recorded_for(net, plan, settings, conditioning, drawn)
+        looks = tuple((at, tensor.dtype, tensor.shape, tensor.stride()) for at, tensor in drawn.items())
+        key = (plan.structure, settings, conditioning.structure, looks, _surroundings(net, settings.device.type))
+        recorded = _kept(net, key) or _record(net, key, plan, settings, conditioning, drawn)
         return recorded.sample(plan, seeds, conditioning, drawn)
 
 
-def _recorded_for(net: Network, plan: Plan, settings: Settings, conditioning: Branches, drawn: Drawn) -> Recorded:
-    """The recording that fits, made where there is none."""
-    looks = tuple((at, tensor.dtype, tensor.shape, tensor.stride()) for at, tensor in drawn.items())
-    key = (plan.structure, settings, conditioning.structure, looks, _surroundings(net, settings.device.type))
-    with _guard, _no_autocast_cache(settings.device.type):
-        kept = _kept_for(net)
+def _record(
+    net: Network, key: Hashable, plan: Plan, settings: Settings, conditioning: Branches, drawn: Drawn
+) -> Recorded:
+    """A new recording, unless another thread has just made it."""
+    if getattr(_here, "records", False):
+        raise InputError(
+            "the network itself calls sample(cuda_graph=True) while it is being recorded, and recordings do not nest; "
+            "leave cuda_graph out inside"
+        )
+    with _one_at_a_time, _no_autocast_cache(settings.device.type):
+        if found := _kept(net, key):
+            return found
+        _here.records = True
         try:
-            found = kept.pop(key, None)
-        except TypeError as error:
-            raise InputError(
-                f"conditioning that is no tensor is baked into a graph and must be hashable ({error}); pass tensors"
-            ) from None
-        kept[key] = found or Recorded(net, plan, settings, conditioning, drawn)
-        while len(kept) > MOST_PER_NETWORK:
-            kept.popitem(last=False)
-        return kept[key]
+            made = Recorded(net, plan, settings, conditioning, drawn)
+        finally:
+            _here.records = False
+        with _guard:
+            recordings = _recorded.setdefault(_owner(net), OrderedDict())
+            recordings[key] = made
+            while len(recordings) > MOST_PER_NETWORK:
+                recordings.popitem(last=False)
+        return made
+
+
+def _kept(net: Network, key: Hashable) -> Recorded | None:
+    """The recording that fits, if there is one; it becomes the most recently used."""
+    try:
+        hash(key)
+    except TypeError as error:
+        raise InputError(
+            f"conditioning that is no tensor is baked into a graph and must be hashable ({error}); pass tensors"
+        ) from None
+    try:
+        with _guard:
+            recordings = _recorded.get(_owner(net), OrderedDict())
+            if key in recordings:
+                recordings.move_to_end(key)
+            return recordings.get(key)
+    except TypeError as error:
+        raise InputError(
+            f"a recorded sampling lives as long as its network, and a {type(net).__name__} cannot be watched "
+            f"({error}); wrap it in a function or an nn.Module"
+        ) from None
 
 
 def clear_graphs() -> None:
@@ -211,17 +206,6 @@ def clear_graphs() -> None:
     """
     with _guard:
         _recorded.clear()
-
-
-def _kept_for(net: Network) -> OrderedDict[Hashable, Recorded]:
-    """The recordings of a network."""
-    try:
-        return _recorded.setdefault(_owner(net), OrderedDict())
-    except TypeError as error:
-        raise InputError(
-            f"a recorded sampling lives as long as its network, and a {type(net).__name__} cannot be watched "
-            f"({error}); wrap it in a function or an nn.Module"
-        ) from None
 
 
 def _owner(net: Network) -> Any:
@@ -235,12 +219,22 @@ def _surroundings(net: Network, device: str) -> Hashable:
     state: tuple[Any, ...] = (getattr(net, "__func__", None), forced_backend())
     state += (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
     if isinstance(owner, nn.Module):
-        # Parameters that were moved or replaced are in other memory than the graph reads. Each module's own tables are
-        # walked, because owner.parameters() takes three times as long.
-        own = (chain(module._parameters.values(), module._buffers.values()) for module in owner.modules())
-        held = chain.from_iterable(own)
-        state += (owner.training, tuple(None if tensor is None else tensor.data_ptr() for tensor in held))
+        # Each module's own tables are walked, because owner.parameters() takes three times as long.
+        modules = list(owner.modules())
+        held = chain.from_iterable(chain(m._parameters.values(), m._buffers.values()) for m in modules)
+        state += (tuple(m.training for m in modules), tuple(map(_place, held)))
     return state
+
+
+def _place(tensor: Tensor | None) -> Hashable:
+    """Where a graph reads a parameter; another place, type or shape is another recording."""
+    if tensor is None:
+        return None
+    if is_lazy(tensor):
+        raise InputError("a parameter of the network has no shape yet; call the network once before it is recorded")
+    # Tensors made of others have no memory of their own.
+    address = tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) else id(tensor)
+    return address, tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _drawn(plan: Plan, noise: CallerNoise | None) -> Drawn:
@@ -250,20 +244,6 @@ def _drawn(plan: Plan, noise: CallerNoise | None) -> Drawn:
     counts = [sum(name.startswith(NOISE_PREFIX) for name in row.columns) for row in plan.rows]
     # The caller may fill one tensor again and again.
     return {(at, j): noise(at, j).clone() for at, count in enumerate(counts) for j in range(count)}
-
-
-@contextmanager
-def _as_network_error() -> Iterator[None]:
-    try:
-        yield
-    except FastdiffError:
-        raise
-    except RuntimeError as error:
-        raise NetworkError(
-            f"the network did something that a CUDA graph cannot record ({error}). It must not wait for the device "
-            "(.item(), .cpu(), nonzero, boolean masks), copy from the host (torch.tensor(..., device='cuda')) or "
-            "choose shapes by data; change that, or sample with cuda_graph=False"
-        ) from error
 
 
 @contextmanager

@@ -64,6 +64,11 @@ class Branches:
         """All that is fixed when calls are recorded: names, what tensors look like, and what is no tensor."""
         return tuple((row, name, _looks(value)) for row, name, value in self._items())
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+        return [value for _, _, value in self._items() if isinstance(value, Tensor)]
+
     def owned(self) -> Branches:
         """The same with tensors of its own, into which ``load`` can copy others."""
         twin = copy(self)
@@ -164,8 +169,10 @@ def check_outputs(outputs: Sequence[Any], z: Tensor, branches: tuple[str, ...], 
 
 
 def _looks(value: Any) -> Any:
-    """A tensor's dtype, shape, strides and device; anything else itself."""
-    return (value.dtype, value.shape, value.stride(), value.device) if isinstance(value, Tensor) else value
+    """A tensor's dtype, shape, strides and device; anything else itself, with its type (True equals 1)."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape, value.stride(), value.device
+    return type(value), value
 
 
 def _check_conditioning(branch: str, conditioning: Mapping[str, Any], batch: int) -> None:

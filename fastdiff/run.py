@@ -103,15 +103,8 @@ class Run:
             raise InputError(f"network_dtype is {self.network_dtype}; use float64, float32, bfloat16 or float16")
         if self.network_dtype is torch.float64 and self.state is torch.float32:
             raise InputError("network_dtype is float64 and the plan's state float32; compile it with dtype='float64'")
-        if self.plan.caller_noise != (self._noise is not None):
-            given = "was given" if self._noise is not None else "is missing"
-            made = "'caller'" if self.plan.caller_noise else "'counter'"
-            raise InputError(f"noise {given}, and the plan was compiled with noise={made}; the two go together")
-        if self.device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            raise InputError(
-                "the current stream is being captured, and setting up a run copies its tables to the device, which a "
-                "capture forbids; make the Run before the capture, or use sample(cuda_graph=True) outside it"
-            )
+        check_noise(self.plan, self._noise)
+        refuse_capture(self.device)
 
     def _bind(self) -> Any:
         """The C++ loop, where it serves this run."""
@@ -180,6 +173,11 @@ class Run:
 
     def __len__(self) -> int:
         return len(self.evaluations)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All memory that the launches read and write, network outputs apart."""
+        return [self.seeds, self._z, *self._buffers.values(), *self.tables.tensors]
 
     @property
     def denoised(self) -> Tensor | None:
@@ -305,6 +303,26 @@ def checked_shape(shape: Sequence[int]) -> torch.Size:
     if len(shape) == 0 or min(shape) < 0:
         raise InputError(f"shape is {tuple(shape)}; it must be [batch, ...] without negative sizes")
     return torch.Size(shape)
+
+
+def check_noise(plan: Plan, noise: CallerNoise | None) -> None:
+    """Raises ``InputError`` unless a caller's noise is given for a plan of it, and for no other."""
+    if plan.caller_noise != (noise is not None):
+        given = "was given" if noise is not None else "is missing"
+        made = "'caller'" if plan.caller_noise else "'counter'"
+        raise InputError(f"noise {given}, and the plan was compiled with noise={made}; the two go together")
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raises ``InputError`` while the device's current stream is being captured."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            raise InputError(
+                "the current stream is being captured, and to set up a sampling numbers are copied to the device, "
+                "which a capture forbids; make the Run before the capture, or call sample() outside it"
+            )
 
 
 def found_device(device: torch.device | str) -> torch.device:

@@ -25,10 +25,10 @@ class Tables:
 
     def __init__(self, plan: Plan, device: torch.device, told: torch.dtype) -> None:
         self._types = STATE[plan.dtype], torch.int64, told
-        self._flat = [
+        self.tensors = [
             on_device(values, dtype, device) for values, dtype in zip(_values(plan), self._types, strict=True)
         ]
-        coefficients, draws, self._c_noise = self._flat
+        coefficients, draws, self._c_noise = self.tensors
         programs, used, drawn = zip(*plan.encoded, strict=True)
         split = coefficients[None].split([len(row) for row in used], dim=1)
         parted = draws.view(1, -1, 4).split([len(row) for row in drawn], dim=1)
@@ -36,7 +36,7 @@ class Tables:
 
     def load(self, plan: Plan) -> None:
         """Put the numbers of a plan of the same structure in their place: every launch from now on reads these."""
-        for flat, values, dtype in zip(self._flat, _values(plan), self._types, strict=True):
+        for flat, values, dtype in zip(self.tensors, _values(plan), self._types, strict=True):
             flat.copy_(staged(values, dtype, flat.device), non_blocking=True)
 
     def c_noise(self, size: int) -> tuple[Tensor, ...]:

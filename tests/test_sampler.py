@@ -317,7 +317,8 @@ def test_what_a_launch_is_not_prepared_for_is_checked_and_has_the_same_bits(way,
         with fastdiff.use_backend(backend):
             run = fastdiff.Run(GUIDED, SHAPE, 0)
             for evaluation in run:
-                f = change(net(evaluation.z, evaluation.c_noise).bfloat16().float())
+                label = torch.linspace(0.5, 1.5, len(evaluation.z))  # so that branches differ
+                f = change(labelled(evaluation.z, evaluation.c_noise, label).bfloat16().float())
                 run.step(*f) if isinstance(f, tuple) else run.step(f)
             return run.finish()
 

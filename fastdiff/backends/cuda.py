@@ -169,7 +169,10 @@ def unavailable() -> str | None:
     if isinstance(found, str):
         return found
     # Asking a device for its capability wakes it up, which a process that is about to fork must not do.
-    return found.refusal(torch.cuda.get_device_capability() if torch.cuda.is_initialized() else None)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    refusals = [found.refusal(torch.cuda.get_device_capability(device)) for device in devices] or [found.refusal()]
+    # On one that is not served the launch is refused, with the runtime's reason.
+    return refusals[0] if all(refusals) else None
 
 
 def details() -> str:

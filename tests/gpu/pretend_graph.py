@@ -1,14 +1,17 @@
-"""CUDA graphs on the CPU: operations on tensors are recorded while they run, and made again on the same memory.
+"""CUDA graphs on the CPU: ``torch.cuda`` as far as a recording needs it, over operations on tensors in memory.
 
-with recorded(library):            # an EmulatedCuda; its launches are recorded too
+with recorded(library) as runtime:            # an EmulatedCuda; its launches are recorded too
     fastdiff.sample(..., cuda_graph=True)
 
-Like a real one, a recording refuses what waits for the device or copies from the host, does not nest, and bakes in all
-that Python decided: numbers, shapes, and which tensors are read and written.
+What torch and CUDA do, this does: a graph makes the recorded operations again on the same memory, with all that Python
+decided baked in; what is recorded has not happened yet; what waits for the device or comes from the host is refused,
+with an error that says so at the end only; a recording that failed leaves its stream in place; and a graph that is not
+told its stream takes that of the first one of all.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -18,56 +21,41 @@ from emulated import EmulatedCuda, registered
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastdiff import arguments, graph, seeds
-from fastdiff.errors import InputError
+from fastdiff import arguments, graph, recording, seeds
 
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "lift_fresh")
+NAMES = ("Stream", "Event", "CUDAGraph", "graph", "stream", "set_stream", "current_stream", "device", "empty_cache")
+ENDED = "operation failed due to a previous error during capture"
 
 
-class PretendRecording(TorchDispatchMode):
-    """In the place of ``fastdiff.graph.CudaRecording``: the same promises, kept on the CPU.
+class Graph:
+    """``torch.cuda.CUDAGraph``."""
 
-    ``active`` is the one that records now; ``made`` counts recordings and ``replays`` their replays.
-    """
-
-    active: PretendRecording | None = None
-    made = replays = 0
-
-    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
-        super().__init__()
-        if PretendRecording.active:
-            raise InputError("the current stream is being captured already")
-        self._again: list[Callable[[], object]] = []
-        self._turns = 0
-        work()
-        PretendRecording.active = self
-        try:
-            with graph._as_network_error(), self:
-                work()
-        finally:
-            PretendRecording.active = None
-        PretendRecording.made += 1
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        assert self._turns == 0, "two threads use the memory of one recording"
-        self._turns += 1
-        yield
-        self._turns -= 1
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.again: list[Callable[[], object]] = []
+        self.made: list[torch.Tensor] = []
+        self.allowed = True
 
     def replay(self) -> None:
-        assert self._turns == 1, "replayed out of turn"
-        PretendRecording.replays += 1
-        for again in self._again:
+        self._runtime.happens("replay")
+        self._runtime.replays += 1
+        for again in self.again:
             again()
 
-    def note(self, again: Callable[[], object]) -> None:
-        self._again.append(again)
+
+class _Operations(TorchDispatchMode):
+    """Writes operations into a graph."""
+
+    def __init__(self, into: Graph) -> None:
+        super().__init__()
+        self._into = into
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name, keywords = function._schema.name.split("::")[1], keywords or {}
         if name in WAITS or torch.Tag.dynamic_output_shape in function.tags:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+            self._into.allowed = False
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
         made = function(*arguments, **keywords)
         aliases = [returned.alias_info for returned in function._schema.returns]
         if any(alias is not None and not alias.is_write for alias in aliases):
@@ -80,49 +68,162 @@ class PretendRecording(TorchDispatchMode):
                     if isinstance(old, torch.Tensor):
                         old.copy_(fresh)
 
-        self.note(again)
+        self._into.again.append(again)
+        self._into.made += [tensor for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)]
         return made
+
+
+class Stream:
+    """``torch.cuda.Stream``."""
+
+    def __init__(self, runtime: Runtime, name: str) -> None:
+        self._runtime, self.name, self.device = runtime, name, runtime.device_now
+
+    def wait_stream(self, other: Stream) -> None:
+        self._runtime.happens(f"{self.name} waits for {other.name}")
+
+
+class Event:
+    """``torch.cuda.Event``."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def wait(self) -> None:
+        self._runtime.happens("wait")
+
+    def record(self) -> None:
+        self._runtime.happens("record")
+
+
+class Runtime:
+    """The names of ``torch.cuda``.
+
+    ``made`` counts graphs, ``replays`` their replays; ``events`` says what happened, and ``kept_for`` for which stream
+    each tensor's memory was kept.
+    """
+
+    def __init__(self) -> None:
+        self.made = self.replays = 0
+        self.events: list[str] = []
+        self.kept_for: list[Stream] = []
+        self.capturing: Graph | None = None
+        self.device_now = "cpu"
+        self._thread = threading.local()
+        self._main = Stream(self, "main")
+        self._first: Stream | None = None
+
+    def happens(self, event: str) -> None:
+        self.events.append(event)
+
+    def Stream(self) -> Stream:
+        return Stream(self, "side")
+
+    def Event(self) -> Event:
+        return Event(self)
+
+    def CUDAGraph(self) -> Graph:
+        return Graph(self)
+
+    def current_stream(self) -> Stream:
+        return getattr(self._thread, "stream", self._main)
+
+    def set_stream(self, stream: Stream) -> None:
+        self._thread.stream = stream
+
+    def empty_cache(self) -> None:
+        pass
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before = self.current_stream()
+        self.set_stream(stream)
+        self.happens(f"on {stream.name}")
+        try:
+            yield
+        finally:
+            self.set_stream(before)
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.device_now = self.device_now, str(device)
+        try:
+            yield
+        finally:
+            self.device_now = before
+
+    @contextmanager
+    def graph(self, into: Graph, stream: Stream | None = None, capture_error_mode: str = "global") -> Iterator[None]:
+        assert self.capturing is None, "two captures at once"
+        assert capture_error_mode == "thread_local", "other threads could not allocate memory"
+        if stream is None:
+            stream = self._first = self._first or self.Stream()
+        assert stream.device == self.device_now, "the stream is one of another device: nothing would be recorded"
+        self.happens("capture begins")
+        before, self.capturing = self.current_stream(), into
+        self.set_stream(stream)
+        try:
+            with _Operations(into):
+                yield
+        except Exception as error:
+            if into.allowed:
+                raise
+            raise RuntimeError(ENDED) from error
+        finally:
+            self.capturing = None
+            if into.allowed:
+                self.set_stream(before)
+        # What was recorded has not been done.
+        for tensor in into.made:
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+        self.happens("capture ends")
+        self.made += 1
 
 
 class _Noted:
     """A library whose launches are recorded."""
 
-    def __init__(self, library: EmulatedCuda) -> None:
-        self._library = library
+    def __init__(self, library: EmulatedCuda, runtime: Runtime) -> None:
+        self._library, self._runtime = library, runtime
 
     def __getattr__(self, name):
         return getattr(self._library, name)
 
     def stage(self, columns, *rest) -> None:
         # Addresses are taken at the launch: the caller's list may change later.
-        columns = list(columns)
-        self._noted(lambda: self._library.stage(columns, *rest))
+        columns, (stores, z) = list(columns), rest[-2:]
+        self._noted(lambda: self._library.stage(columns, *rest), stores, z)
 
     def prepare(self, *call):
-        launch = self._library.prepare(*call)
+        launch, (stores, z) = self._library.prepare(*call), call[-2:]
 
         def noted(given) -> None:
             given = list(given)
-            self._noted(lambda: launch(given))
+            self._noted(lambda: launch(given), stores, z)
 
         return noted
 
-    @staticmethod
-    def _noted(launch) -> None:
+    def _noted(self, launch, stores, z) -> None:
         launch()
-        if PretendRecording.active:
-            PretendRecording.active.note(launch)
+        if into := self._runtime.capturing:
+            into.again.append(launch)
+            into.made += [tensor for tensor in (*stores, z) if tensor is not None]
 
 
 @contextmanager
-def recorded(library: EmulatedCuda) -> Iterator[type[PretendRecording]]:
+def recorded(library: EmulatedCuda) -> Iterator[Runtime]:
     """Samplings on the CPU can be recorded, and run on an emulated CUDA backend."""
-    PretendRecording.made = PretendRecording.replays = 0
+    runtime = Runtime()
     with ExitStack() as stack:
-        stack.enter_context(registered(_Noted(library)))
-        stack.enter_context(mock.patch.dict(graph.RECORDERS, {"cpu": PretendRecording}))
+        stack.enter_context(registered(_Noted(library, runtime)))
+        stack.enter_context(mock.patch.dict(recording.RECORDERS, {"cpu": recording.CudaRecording}))
+        for name in NAMES:
+            stack.enter_context(mock.patch.object(torch.cuda, name, getattr(runtime, name)))
+        note = runtime.kept_for.append
+        stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: note(stream)))
         # Arguments on the CPU have their values checked; those on a GPU have not.
         for module in (seeds, arguments):
             stack.enter_context(mock.patch.object(module, "can_read", return_value=False))
         stack.callback(graph.clear_graphs)
-        yield PretendRecording
+        yield runtime

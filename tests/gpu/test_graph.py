@@ -11,10 +11,12 @@ from torch import nn
 
 import fastdiff
 from fastdiff import InputError, NetworkError, graph
+from fastdiff.tables import Tables
 from fastdiff.testing import same_bits
 
 SHAPE = (3, 2, 5, 4)
 CHURNED = fastdiff.plan(steps=4, churn=fastdiff.Churn(10.0), guidance=2.0)
+TURNED = fastdiff.Guidance(2.0, order=("uncond", "cond"))
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,7 @@ class Net(nn.Module):
         self.weight = nn.Parameter(torch.linspace(0.1, 0.4, 2))
 
     def forward(self, z, c_noise, label, scale=1.0):
+        label = label if label.dim() == 1 else label.sum(1)
         shift = (0.01 * c_noise + label).view(-1, 1, 1, 1)
         return torch.tanh(z * self.weight.view(2, 1, 1) * scale + shift.to(z.dtype))
 
@@ -90,8 +93,11 @@ def test_a_callers_noise_is_replayed(pretend, net):
 
 
 def test_what_is_baked_in_makes_another_recording(pretend, net):
+    # The first recording is still kept when the next three are made, which differ from it in one thing each.
     options = [
         {},
+        {"plan": fastdiff.plan(steps=4, churn=fastdiff.Churn(10.0), guidance=TURNED)},
+        {"cond": {"label": torch.ones(3, 2)}, "uncond": {"label": torch.zeros(3, 2)}},
         {"plan": fastdiff.plan(steps=5, churn=fastdiff.Churn(10.0), guidance=2.0)},
         {"plan": fastdiff.plan(steps=4, churn=fastdiff.Churn(10.0))},
         {"network_dtype": torch.bfloat16},
@@ -190,9 +196,11 @@ def test_a_network_that_waits_is_refused_and_nothing_is_kept(pretend):
     def waits(z, c_noise, label):
         return z * (0.5 if c_noise[0].item() > 0 else 0.25)
 
-    with pytest.raises(NetworkError, match=r"cannot record \(.*_local_scalar_dense\)\. It must not wait"):
+    expected = r"did something at .*\.py:\d+ that a CUDA graph cannot record \(CUDA error: operation not"
+    with pytest.raises(NetworkError, match=expected + r" permitted when stream is capturing\)\. It must"):
         both(waits, CHURNED, 0)
     assert not graph._recorded.get(waits)
+    assert pretend.current_stream().name == "main"
     fastdiff.sample(waits, CHURNED, SHAPE, 0, **conditions())
 
 
@@ -233,69 +241,123 @@ def test_a_network_that_cannot_be_watched_is_refused(pretend):
         fastdiff.sample(Slots(), fastdiff.plan(steps=2), SHAPE, 0, cuda_graph=True)
 
 
-@pytest.fixture
-def runtime(monkeypatch):
-    """The names of ``torch.cuda`` that a recording uses; what happens is written down."""
-    events = []
-
-    class Happening:
-        def __init__(self, *names, **options):
-            self.name = " ".join([type(self).__name__, *map(str, names), *options.values()])
-
-        def __enter__(self):
-            events.append(f"enter {self.name}")
-
-        def __exit__(self, *error):
-            events.append(f"leave {self.name}")
-
-        def __str__(self):
-            return self.name
-
-        def __getattr__(self, call):
-            return lambda *on: events.append(" ".join([f"{self.name}.{call}", *map(str, on)]))
-
-    for name in ("Stream", "CUDAGraph", "Event", "device", "graph", "stream"):
-        monkeypatch.setattr(torch.cuda, name, type(name, (Happening,), {}))
-    current = type("current", (Happening,), {})()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
-    return events
-
-
-def test_a_cuda_recording_warms_up_on_a_stream_of_its_own_and_then_records(runtime):
-    recording = graph.CudaRecording(lambda: runtime.append("work"), torch.device("cuda:1"))
-    assert runtime == [
-        "enter device cuda:1",
-        "Stream.wait_stream current",
-        "enter stream Stream",
-        "work",
-        "leave stream Stream",
-        "current.wait_stream Stream",
-        "enter graph CUDAGraph thread_local",
-        "work",
-        "leave graph CUDAGraph thread_local",
-        "leave device cuda:1",
+def test_a_recording_warms_up_on_a_stream_of_its_own_and_takes_turns(pretend, net):
+    fastdiff.sample(net, CHURNED, SHAPE, 0, cuda_graph=True, **conditions())
+    assert pretend.events == [
+        "side waits for main",
+        "on side",
+        "main waits for side",
+        "capture begins",
+        "capture ends",
+        "wait",
+        "replay",
+        "record",
     ]
-    runtime.clear()
-    with recording.turn():
-        recording.replay()
-    assert runtime == ["enter device cuda:1", "Event.wait", "CUDAGraph.replay", "Event.record", "leave device cuda:1"]
 
 
-def test_errors_while_recording_become_network_errors_and_those_before_it_do_not(runtime):
-    def work():
-        if "enter graph CUDAGraph thread_local" in runtime:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        runtime.append("warm")
+def test_a_turn_ends_in_order_when_something_breaks_off(pretend, net, monkeypatch):
+    both(net, CHURNED, 0)
+    pretend.events.clear()
+    monkeypatch.setattr(fastdiff.Run, "finish", _out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        fastdiff.sample(net, CHURNED, SHAPE, 0, cuda_graph=True, **conditions())
+    assert pretend.events == ["wait", "replay", "record"]
 
-    with pytest.raises(NetworkError, match=r"cannot record \(operation not permitted") as caught:
-        graph.CudaRecording(work, torch.device("cuda:0"))
-    assert isinstance(caught.value.__cause__, RuntimeError)
 
-    def broken():
-        raise RuntimeError("out of memory")
+def test_a_plan_that_was_loaded_in_part_is_loaded_again(pretend, net, monkeypatch):
+    both(net, CHURNED, 0)
+    load, other = Tables.load, fastdiff.plan(steps=4, churn=fastdiff.Churn(10.0), guidance=3.0)
 
-    with pytest.raises(RuntimeError, match="out of memory"):
-        graph.CudaRecording(broken, torch.device("cuda:0"))
+    def broken(tables, plan):
+        load(tables, plan)
+        _out_of_memory()
+
+    monkeypatch.setattr(Tables, "load", broken)
+    with pytest.raises(torch.OutOfMemoryError):
+        fastdiff.sample(net, other, SHAPE, 0, cuda_graph=True, **conditions())
+    monkeypatch.setattr(Tables, "load", load)
+    assert same_bits(*both(net, CHURNED, 0))
+
+
+def _out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_memory_is_kept_from_others_while_another_stream_uses_it(pretend, net):
+    both(net, CHURNED, 0)
+    assert pretend.kept_for == []
+    other = pretend.Stream()
+    with pretend.stream(other):
+        replayed = fastdiff.sample(net, CHURNED, SHAPE, 1, cuda_graph=True, **conditions())
+    assert same_bits(replayed, fastdiff.sample(net, CHURNED, SHAPE, 1, **conditions()))
+    # Seeds, network input, one buffer, coefficients, draws, c_noise, and the label.
+    assert pretend.kept_for == [other] * 7
+
+
+def test_running_out_of_memory_is_not_the_networks_fault(pretend, net):
+    calls = []
+
+    def greedy(z, c_noise, label):
+        calls.append(z)
+        if len(calls) > CHURNED.evaluations:
+            _out_of_memory()
+        return net(z, c_noise, label)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        both(greedy, CHURNED, 0)
+    assert pretend.current_stream().name == "main"
+
+
+def test_a_network_that_records_itself_is_refused(pretend, net):
+    def cascade(z, c_noise, label):
+        return net(z, c_noise, label) + fastdiff.sample(net, CHURNED, SHAPE, 0, cuda_graph=True, **conditions())[0]
+
+    with pytest.raises(InputError, match="recordings do not nest; leave cuda_graph out inside"):
+        both(cascade, CHURNED, 0)
+
+
+def test_recordings_can_be_cleared_from_within_a_network(pretend, net):
+    def tidy(z, c_noise, label):
+        fastdiff.clear_graphs()
+        return net(z, c_noise, label)
+
+    assert same_bits(*both(tidy, CHURNED, 0))
+
+
+def test_conditioning_must_be_where_the_graph_reads_it(pretend, net):
+    with pytest.raises(InputError, match="a conditioning tensor is on meta and the sampling on cpu; a graph would not"):
+        both(net, fastdiff.plan(steps=2), 0, cond={"label": torch.ones(3, device="meta")})
+
+
+def test_noise_and_plan_go_together_as_in_the_loop(pretend, net):
+    injected = fastdiff.plan(steps=3, noise="caller")
+    for plan, noise in ((injected, None), (CHURNED, lambda row, draw: torch.ones(SHAPE))):
+        for recorded_ in (True, False):
+            with pytest.raises(InputError, match="the two go together"):
+                fastdiff.sample(net, plan, SHAPE, 0, noise=noise, cuda_graph=recorded_, **conditions())
+
+
+def test_parameters_of_another_shape_type_or_kind_are_noticed(pretend):
+    net = nn.Module()
+    net.weight = nn.Parameter(torch.rand(2, 2))
+    net.forward = lambda z, c_noise: torch.einsum("bcij,cd->bdij", z, net.weight).contiguous()
+    plan = fastdiff.plan(steps=2)
+
+    def drawn():
+        replayed, looped = (fastdiff.sample(net, plan, SHAPE, 0, cuda_graph=on) for on in (True, False))
+        assert same_bits(replayed, looped)
+
+    drawn()
+    net.weight.data = net.weight.data.t()  # in the same memory
+    drawn()
+    net.inner = nn.Dropout().eval()
+    drawn()
+    net.inner.train()
+    drawn()
+    assert pretend.made == 4
+    net.later = nn.LazyLinear(3)
+    with pytest.raises(InputError, match="has no shape yet; call the network once before it is recorded"):
+        drawn()
 
 
 def test_only_cuda_devices_have_graphs(net):
