@@ -1,6 +1,6 @@
 """Write the figures of a bench record into a README, between two marks.
 
-    fastdiff bench --json benchmarks/figures.json --force
+    fastdiff bench --quick --json benchmarks/figures.json --force
     python benchmarks/update_readme.py
 
 The block is a function of the record alone: `tests/test_bench.py` makes it again and compares, so that no figure in it
@@ -118,15 +118,20 @@ def _normals(rates: dict[str, float]) -> str:
 
 def _shares(cases: list[dict[str, Any]]) -> str:
     """Where the gain is small."""
-    sentences = []
+    found = []
     for case in cases:
         figures = case["rivals"].get("textbook")
         if figures is not None:
-            sentences.append(
-                f"{case['network']} network, batch {case['batch']}: {case['ratio']['textbook']:.2f} times, because "
-                f"only {100 * (1 - figures['network_share']):.1f} % of the textbook's time was outside the network"
+            low, high = case["ratio_quartiles"]["textbook"]
+            found.append(
+                f"{case['ratio']['textbook']:.2f} (quartiles {low:.2f}–{high:.2f}) with the {case['network']} "
+                f"network, batch {case['batch']}, where {100 * (1 - figures['network_share']):.1f} % of its time is "
+                "outside the network"
             )
-    return "End to end, compared with the textbook sampler: " + "; ".join(sentences) + "." if sentences else ""
+    if not found:
+        return ""
+    times = f"End to end the textbook sampler takes so many times as long: {'; '.join(found)}."
+    return f"{times} No sampler can gain more than that part."
 
 
 def _table(lines: list[list[str]]) -> str:

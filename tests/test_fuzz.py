@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 from dataclasses import replace as replaced
 
 import numpy as np
@@ -230,6 +232,39 @@ def test_an_interrupt_keeps_what_was_done(capsys):
 # The command.
 
 
+def in_a_process(script, *arguments, folder):
+    """The command in a process of its own, after some lines of Python."""
+    code = f"{script}\nfrom fastdiff.cli import main\nmain()"
+    call = [sys.executable, "-c", code, "fuzz", "--corpus", str(folder / "corpus.txt"), *arguments]
+    return subprocess.run(call, capture_output=True, text=True, timeout=300)
+
+
+def test_nothing_is_said_on_stderr(tmp_path):
+    """All variants of a checkout in one process, Triton's interpreter among them, whose modules it must not lose."""
+    done = in_a_process("", "--cases", "30", "--seed", "1", folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
+
+
+def test_ctrl_c_shows_what_was_done(tmp_path):
+    script = (
+        "import os, signal\n"
+        "from fastdiff.fuzz import campaign\n"
+        "draw = campaign.random_row_subject\n"
+        "def drawn(rng, seen=[]):\n"
+        "    seen.append(1)\n"
+        "    if len(seen) == 9:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return draw(rng)\n"
+        "campaign.random_row_subject = drawn\n"
+    )
+    done = in_a_process(script, "--time", "200", "--backends", "cpu", folder=tmp_path)
+    assert done.returncode == 130, done.stderr
+    assert "8 rows, 0 samplers" in done.stdout
+    assert "partial: interrupted; no differences" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def command(*arguments):
     return CliRunner().invoke(main, ["fuzz", *arguments], catch_exceptions=False)
 
@@ -255,11 +290,13 @@ def test_what_the_command_prints_replays(tmp_path, faulty):
     assert result.exit_code == 1
     (printed,) = [line for line in result.stdout.splitlines() if line.startswith("fastdiff fuzz --replay")]
     words = shlex.split(printed)
-    assert words[:2] == ["fastdiff", "fuzz"]
-    again = command(*words[2:], "--plugin", faulty)
-    assert again.exit_code == 1
+    assert words[:3] == ["fastdiff", "fuzz", "--replay"]
+    assert words[4:] == ["--plugin", faulty]
+    # In a process that knows nothing but the line.
+    again = in_a_process("", *words[2:], folder=tmp_path)
+    assert again.returncode == 1, again.stderr
     assert again.stdout.startswith("faulty: ")
-    assert command(*words[2:]).exit_code == 0
+    assert command(*words[2:4]).exit_code == 0
     # It went into the corpus, which the next run tries first and does not fill with it again.
     assert corpus.read(kept) == [words[3]]
     assert command("--cases", "1", "--seed", "2", *usual).exit_code == 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -157,10 +158,22 @@ def test_the_command_writes_a_picture_and_a_page(tmp_path):
     parsed.feed(page.read_text())
     assert parsed.open == []
     assert parsed.elsewhere == []
+    assert not re.search(r"url\(|@import|https?:|<script", page.read_text())
     assert parsed.cells == 7 * len(hypotheses.run(draw_all(RIGHT, 2**16, 0)))
     again = command("--png", str(png))
     assert again.exit_code == 2
     assert "exists" in again.output
+
+
+def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hypotheses, "run", interrupt)
+    result = command("--png", str(tmp_path / "noise.png"))
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; nothing was written\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fault_is_exit_code_1_and_in_the_json(monkeypatch):

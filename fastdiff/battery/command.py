@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+import click
 from rich.console import Console
 
 import fastdiff
@@ -43,6 +44,7 @@ def noise(
     Raises:
         InputError, BackendError: something asked for is not possible; nothing was drawn.
         OutputError: a file cannot be written.
+        click.exceptions.Exit: it was interrupted; the tests have one level together, so half of them say nothing.
     """
     for package, extra in (("scipy", "test"), *((("matplotlib", "plot"),) if png or html else ())):
         if find_spec(package) is None:
@@ -50,8 +52,12 @@ def noise(
     if seed + 2**32 + SEEDS > MAX_SEED:
         raise InputError(f"--seed is {seed}; its neighbours must be seeds too, so at most {MAX_SEED - 2**32 - SEEDS}")
     name = backend or next(found.name for found in registry.list_backends() if found.usable)
-    drawn = draw_all(fill_on(name), draws, seed)
-    verdicts = hypotheses.run(drawn)
+    try:
+        drawn = draw_all(fill_on(name), draws, seed)
+        verdicts = hypotheses.run(drawn)
+    except KeyboardInterrupt:
+        click.echo("interrupted; nothing was written", err=True)
+        raise click.exceptions.Exit(130) from None
     facts = report.Facts(name, drawn.x.size, seed, fastdiff.__version__)
     console = Console(highlight=False, stderr=as_json)
     if as_json:

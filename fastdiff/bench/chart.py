@@ -39,11 +39,16 @@ def encode_png(record: dict[str, Any]) -> bytes:
     panels[1].axhline(100, color="black", linewidth=1)
     panels[1].set_ylim(bottom=0)
     panels[2].set_yscale("log")
-    marks = sorted({case["elements"] for cases in series.values() for case in cases})
-    for axes in panels:
+    for axes in (panels[0], panels[2]):
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    every = [case for cases in series.values() for case in cases]
+    compared = [case for case in every if case["ratio"]]
+    for axes, cases in zip(panels, (compared, every, every), strict=True):
+        marks = sorted({case["elements"] for case in cases})
         axes.set_xscale("log", base=2)
         axes.set_xticks(marks, [format_size(n) for n in marks])
         axes.minorticks_off()
+        axes.margins(x=0.08)
         axes.set_xlabel("elements")
         axes.grid(alpha=0.3)
     figure.legend(handles=_legend(series), loc="outside lower center", ncols=4, fontsize=8)
@@ -105,10 +110,11 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width">
 <title>fastdiff bench</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222; }}
-table {{ border-collapse: collapse; margin: .5em 0 2em; }}
-th, td {{ padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1em; color: #222; }}
+table {{ border-collapse: collapse; margin: .5em 0 2em; display: block; overflow-x: auto; }}
+th, td {{ padding: .2em .6em; text-align: right; border-bottom: 1px solid #ddd; }}
 th:first-child, td:first-child {{ text-align: left; }}
+td {{ white-space: nowrap; }}
 tr.own {{ font-weight: bold; background: #f3f7ff; }}
 .partial {{ color: #a00; font-weight: bold; }}
 img {{ max-width: 100%; }}
@@ -123,6 +129,9 @@ dt {{ font-weight: bold; }}
 <p>Gate: {gate}.</p>
 <img alt="Ratios, roofline and cost over size" src="data:image/png;base64,{image}">
 {cases}
+<h2>Growth with size</h2>
+<p>The slope of log time against log elements: 1 where only the elements cost, 0 where only the calls do.</p>
+{growth}
 <h2>Normals a second, one thread</h2>
 {normals}
 <h2>How it was measured</h2>
@@ -146,6 +155,7 @@ def encode_html(record: dict[str, Any]) -> bytes:
         gate=html.escape(record["gate"]),
         image=base64.b64encode(encode_png(record)).decode(),
         cases="".join(_case_html(case) for case in record["cases"]),
+        growth=_growth(record["slopes"]),
         normals=_rows(["", "rate"], rates),
         how="".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in how.items()),
     )
@@ -170,13 +180,35 @@ def _case_html(case: dict[str, Any]) -> str:
     for name, figures in case["rivals"].items():
         low, high = case["ratio_quartiles"][name]
         rows.append([name, f"{case['ratio'][name]:.2f}", f"{low:.2f} – {high:.2f}", *_cells(figures)])
-    reached = f"{case['roofline']:.0%} of the roofline ({case['roofline_gb_per_s']:.1f} GB/s), {case['turns']} turns"
-    title = f"<h2>{html.escape(case['name'])}</h2><p>{case['elements']:,} elements; {reached}.</p>"
-    return title + _rows(["", "ratio", "quartiles", *FIELDS], rows, own=True)
+    real = case["network"] != FREE
+    facts = [f"{case['elements']:,} elements", f"{case['turns']} turns"]
+    if not real:
+        facts.append(f"{case['roofline']:.0%} of the roofline ({case['roofline_gb_per_s']:.1f} GB/s)")
+    title = f"<h2>{html.escape(case['name'])}</h2><p>{'; '.join(facts)}.</p>"
+    headings = ["", "ratio", "quartiles", *FIELDS]
+    if not real:
+        headings, rows = headings[:-1], [row[:-1] for row in rows]
+    absent = "; ".join(f"{name} ({reason})" for name, reason in case["absent"].items())
+    return title + _rows(headings, rows, own=True) + (f"<p>Sat out: {html.escape(absent)}.</p>" if absent else "")
+
+
+def _growth(slopes: dict[str, dict[str, float]]) -> str:
+    """A line for each contestant, a column for each series of sizes."""
+    measured = {series: found for series, found in slopes.items() if found}
+    names = dict.fromkeys(name for found in measured.values() for name in found)
+    rows = [[n, *(f"{found[n]:.2f}" if n in found else "–" for found in measured.values())] for n in names]
+    return _rows(["", *measured], rows) if rows else "<p>One size only.</p>"
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
-    return ["–" if figures[name] is None else f"{figures[name]:,.4g}" for name in FIELDS.values()]
+    return [_figure(figures[name]) for name in FIELDS.values()]
+
+
+def _figure(value: float | None) -> str:
+    """Four figures, never an exponent; a dash where it is not known."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _rows(headings: list[str], rows: list[list[str]], own: bool = False) -> str:

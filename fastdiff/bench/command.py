@@ -20,7 +20,7 @@ from fastdiff.bench.measure import Effort, measure
 from fastdiff.bench.noise import normal_rates
 from fastdiff.bench.record import Record
 from fastdiff.bench.rivals import RIVALS
-from fastdiff.bench.tasks import Task, check_memory, extra_tasks, shapes, tasks
+from fastdiff.bench.tasks import Task, check_devices, check_memory, extra_tasks, shapes, tasks
 from fastdiff.bench.workload import ALPHA, FREE, PREDICTIONS, Workload
 from fastdiff.io import write
 from fastdiff.options import EXISTING_FILE, Finite, OutputFile, refuse_existing
@@ -118,7 +118,11 @@ def bench(
     effort = effort if budget is None else replace(effort, budget=budget)
     asked = _asked(quick, sizes, batch, shape, churn, network, rivals, settings)
     check_memory(asked)
-    found = _run(asked, tuple(dict.fromkeys(backends)), effort)
+    backends = tuple(dict.fromkeys(backends))
+    check_devices(backends)
+    if old is not None:
+        record.check_common(old, [task.workload.name for task in asked], backends)
+    found = _run(asked, backends, effort)
     document = found.to_dict()
     if found.cases:
         _report(document)
@@ -126,7 +130,7 @@ def bench(
             write(path, encode(document))
             click.echo(f"wrote {path}")
     if found.partial:
-        what = f"these are partial results: {len(found.cases)} of {len(asked) * len(set(backends))} cases"
+        what = f"these are partial results: {len(found.cases)} of {len(asked) * len(backends)} cases"
         click.echo(f"interrupted; {what if found.cases else 'nothing was measured'}", err=True)
         raise click.exceptions.Exit(130)
     if old is not None and not _compared(old, document, tolerance):
@@ -162,14 +166,14 @@ def _run(asked: Sequence[Task], backends: Sequence[str], effort: Effort) -> Reco
         torch.random.fork_rng(devices=[]),
         tqdm(total=len(asked) * len(backends) + 1, disable=None, unit="case", file=sys.stderr, leave=False) as bar,
     ):
-        bar.set_description("gate")
-        passed = []
-        for name in backends:
-            with use_backend(name):
-                passed.append(f"{name}: {gate.check(name, workloads).describe()}")
-        found.gate = "; ".join(passed)
-        bar.update()
         try:
+            bar.set_description("gate")
+            passed = []
+            for name in backends:
+                with use_backend(name):
+                    passed.append(f"{name}: {gate.check(name, workloads).describe()}")
+            found.gate = "; ".join(passed)
+            bar.update()
             for name in backends:
                 for task in asked:
                     bar.set_description(task.workload.name[:30])

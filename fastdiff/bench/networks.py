@@ -15,6 +15,7 @@ from torch.nn import functional
 from fastdiff.bench.workload import FREE, Model, Workload, free_network
 from fastdiff.digits import CLASSES, load_digits
 from fastdiff.errors import InputError, NetworkError
+from fastdiff.testing import same_bits
 
 DIGITS, UNET = "digits", "unet"
 SAMPLES = {DIGITS: (1, 8, 8), UNET: (3, 32, 32)}
@@ -48,7 +49,8 @@ def load(workload: Workload) -> Model:
 
     Raises:
         InputError: there is no such network.
-        NetworkError: it fails on this shape, or returns something else than a tensor of the shape of its input.
+        NetworkError: it fails on this shape, returns something else than a tensor of the shape and dtype of its
+            input, writes into its input, or answers differently when it is asked again.
     """
     name = workload.network
     if name == FREE:
@@ -62,8 +64,9 @@ def load(workload: Workload) -> Model:
             torch.manual_seed(4)
             model = Model.of(SmallUnet().to(workload.io).eval(), {}, {})
     else:
-        model = Model.of(_imported(name), {}, {})
-        _try(name, model, workload)
+        net = _checked(name, _imported(name))
+        model = Model.of(net, {}, {})
+        _try(name, net, workload)
     return model
 
 
@@ -86,18 +89,40 @@ def _imported(name: str) -> Callable[..., Any]:
     return found
 
 
-def _try(name: str, model: Model, workload: Workload) -> None:
-    """Call a network that others wrote once on what it will see."""
+def _checked(name: str, net: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network that others wrote, which says what is wrong with it whenever that shows."""
+
+    def checked(z: Tensor, c_noise: Tensor) -> Tensor:
+        given = f"z {list(z.shape)} and c_noise {list(c_noise.shape)}"
+        try:
+            returned = net(z, c_noise)
+        except Exception as error:  # whatever the user's network does
+            raise NetworkError(f"network {name!r} failed on {given}: {type(error).__name__}: {error}") from error
+        if not isinstance(returned, Tensor):
+            raise NetworkError(f"network {name!r} returned {type(returned).__name__} for {given}; it must be a tensor")
+        if returned.shape != z.shape or returned.dtype != z.dtype:
+            raise NetworkError(
+                f"network {name!r} returned {returned.dtype} {list(returned.shape)} for {z.dtype} {given}; it must "
+                "return the shape and the dtype of z (--network-dtype chooses it)"
+            )
+        return returned
+
+    return checked
+
+
+def _try(name: str, net: Callable[[Tensor, Tensor], Tensor], workload: Workload) -> None:
+    """Call a network that others wrote twice on what it will see: the gate compares runs bit for bit."""
     rows = 2 if workload.guided else 1
-    z, c_noise = torch.zeros((rows, *workload.sample), dtype=workload.io), torch.zeros(rows, dtype=workload.io)
-    try:
-        with torch.no_grad():
-            returned = model.both(z, c_noise)
-    except Exception as error:  # whatever the user's network does
-        shape = list(z.shape)
+    generator = torch.Generator().manual_seed(6)
+    z = torch.randn((rows, *workload.sample), generator=generator, dtype=torch.float64).to(workload.io)
+    c_noise = torch.zeros(rows, dtype=workload.io)
+    given = z.clone()
+    with torch.no_grad():
+        first, second = net(given, c_noise), net(z.clone(), c_noise)
+    if first.untyped_storage().data_ptr() == given.untyped_storage().data_ptr() or not same_bits(given, z):
+        raise NetworkError(f"network {name!r} writes into its input or returns it; it must return a tensor of its own")
+    if not same_bits(first, second):
         raise NetworkError(
-            f"network {name!r} failed on z {shape} and c_noise [{rows}]: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(returned, Tensor) or returned.shape != z.shape:
-        got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
-        raise NetworkError(f"network {name!r} returned {got} for z {list(z.shape)}; it must return the shape of z")
+            f"network {name!r} returned two results for one input, so nothing can be compared; switch dropout and "
+            "other randomness off (eval())"
+        )

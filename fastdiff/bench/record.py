@@ -118,9 +118,43 @@ def read(path: Path) -> dict[str, Any]:
         given = found.get("fastdiff_bench") if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{path} is no bench record of format {FORMAT} (it has {given!r}); {advice}")
     cases = found.get("cases")
-    if not isinstance(cases, list) or not all(isinstance(c, dict) and c.keys() >= COMPARED for c in cases):
+    if not isinstance(cases, list) or not all(_is_comparable(case) for case in cases):
         raise InputError(f"{path} is a damaged bench record: each of its cases needs {sorted(COMPARED)}; {advice}")
     return found
+
+
+def _is_comparable(case: Any) -> bool:
+    """Whether it has what ``compare`` looks at, in the types in which it was written."""
+    if not isinstance(case, dict) or not case.keys() >= COMPARED or not isinstance(case["ratio"], dict):
+        return False
+    names = (case["name"], case["backend"])
+    measured = (case["roofline"], *case["ratio"].values())
+    counted = [case[name] for name in COUNTED if case[name] is not None]
+    return (
+        all(isinstance(name, str) for name in names)
+        and all(isinstance(value, int | float) and 0 < value < math.inf for value in measured)
+        and all(isinstance(value, int | float) for value in counted)
+    )
+
+
+def check_common(old: dict[str, Any], names: Iterable[str], backends: Iterable[str]) -> None:
+    """Refuse a comparison that would find nothing, before anything is measured.
+
+    Args:
+        old: what ``read`` gave.
+        names: of the cases that will be measured.
+        backends: on which.
+
+    Raises:
+        InputError: no case of the old record is among them.
+    """
+    wanted = {(name, backend) for name in names for backend in backends}
+    if not any((case["name"], case["backend"]) in wanted for case in old["cases"]):
+        raise InputError(
+            f"the two records have no case in common: {_listed(old)} before, "
+            f"{', '.join(sorted(f'{name} ({backend})' for name, backend in wanted))} now; compare runs of the same "
+            "command line"
+        )
 
 
 def settings(case: dict[str, Any]) -> str:
@@ -175,9 +209,6 @@ def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[
 
     Speed is judged by what ran in the same turns: the geometric mean, over the rivals that both have and the
     roofline, of the new ratio to the old one. So a record of a busier hour, or of another machine, can be used.
-
-    Raises:
-        InputError: they have no case in common.
     """
     before = {(case["name"], case["backend"]): case for case in old["cases"]}
     changes = []
@@ -190,10 +221,6 @@ def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[
         speed = math.exp(sum(math.log(now / was) for now, was in pairs) / len(pairs))
         counts = {name: (then[name], case[name]) for name in COUNTED if _grew(then[name], case[name])}
         changes.append(Change(case["name"], case["backend"], speed, counts, speed < 1 - tolerance or bool(counts)))
-    if not changes:
-        raise InputError(
-            f"the two records have no case in common: {_names(old['cases'])} before, {_names(new['cases'])} now"
-        )
     return changes
 
 
@@ -201,5 +228,5 @@ def _grew(was: float | None, now: float | None) -> bool:
     return was is not None and now is not None and now > was
 
 
-def _names(cases: Iterable[dict[str, Any]]) -> str:
-    return ", ".join(sorted({case["name"] for case in cases})) or "none"
+def _listed(record: dict[str, Any]) -> str:
+    return ", ".join(sorted({f"{case['name']} ({case['backend']})" for case in record["cases"]})) or "none"

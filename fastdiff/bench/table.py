@@ -25,8 +25,10 @@ def case_table(case: dict[str, Any]) -> RenderableType:
     """One case: what a step costs, fastdiff first, then everyone beside it."""
     real = case["network"] != FREE
     title = Text(case["name"], style="bold")
-    reached = f"{case['roofline']:.0%} of the roofline ({case['roofline_gb_per_s']:.1f} GB/s)"
-    line = Text(f"{format_size(case['elements'])} elements · {case['turns']} turns · {reached}")
+    facts = [f"{format_size(case['elements'])} elements", f"{case['turns']} turns"]
+    if not real:
+        facts.append(f"{case['roofline']:.0%} of the roofline ({case['roofline_gb_per_s']:.1f} GB/s)")
+    line = Text(" · ".join(facts))
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("", no_wrap=True)
     for heading in ("µs/step", "ratio", "quartiles", "launches", "B/elem", "syncs", "peak B", *["net"] * real):
@@ -68,7 +70,7 @@ def summary(record: dict[str, Any]) -> list[RenderableType]:
         table.add_column("normals, one thread", no_wrap=True)
         table.add_column("G/s", justify="right")
         for name, rate in record["normals_per_s"].items():
-            table.add_row(name, f"{rate / 1e9:.2f}")
+            table.add_row(name, short(rate / 1e9))
         parts.append(table)
     free = [case for case in record["cases"] if case["network"] == FREE]
     if free:
@@ -85,6 +87,10 @@ def summary(record: dict[str, Any]) -> list[RenderableType]:
             span = f"{min(others):.2f}–{max(others):.2f}" if others else "–"
             table.add_row(name, f"{own:.2f}", span)
         parts.append(table)
+    compared = {name for case in record["cases"] for name in case["rivals"]}
+    absent = {name: why for case in record["cases"] for name, why in case["absent"].items() if name not in compared}
+    if absent:
+        parts.append(Text("not compared: " + "; ".join(f"{name} ({why})" for name, why in absent.items())))
     return parts
 
 
@@ -94,7 +100,7 @@ def shares(record: dict[str, Any]) -> RenderableType | None:
     if not real:
         return None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("end to end with a network", "compared with", "speed-up", "steps' share", "with fastdiff"):
+    for heading in ("end to end", "compared with", "speed-up", "steps' share", "with fastdiff"):
         table.add_column(heading, justify="left" if heading[0] in "ec" else "right", overflow="fold")
     for case in real:
         for name, figures in case["rivals"].items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from fastdiff.backends.registry import BACKENDS
 from fastdiff.bench import networks
 from fastdiff.bench.rivals import RIVALS
 from fastdiff.bench.workload import FREE, Workload, available_memory, format_size, sample_shape, timed_steps
@@ -91,6 +92,20 @@ def _sized(workload: Workload) -> Workload:
     return replace(workload, steps=steps)
 
 
+def check_devices(backends: Sequence[str]) -> None:
+    """Refuse backends whose time this clock cannot tell.
+
+    Raises:
+        InputError: one runs on a GPU only, where launches return before they are done.
+    """
+    for backend in BACKENDS:
+        if backend.name in backends and backend.devices and "cpu" not in backend.devices:
+            raise InputError(
+                f"backend {backend.name!r} runs on {' and '.join(backend.devices)}, and fastdiff bench times one "
+                "thread of the CPU; benchmarks/gpu_day_one.sh, in the source, times an NVIDIA GPU by its events"
+            )
+
+
 def check_memory(asked: Sequence[Task]) -> None:
     """Refuse a size that cannot be held.
 
@@ -102,5 +117,5 @@ def check_memory(asked: Sequence[Task]) -> None:
     if available is not None and needed > available:
         raise InputError(
             f"{format_size(largest)} elements need about {needed / 2**30:,.0f} GiB with all who are compared, and "
-            f"{available / 2**30:.1f} GiB are free; choose smaller --sizes"
+            f"{available / 2**30:.1f} GiB are free; choose a smaller size or batch"
         )

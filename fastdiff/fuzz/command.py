@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import torch
 from rich.console import Console
 from tqdm import tqdm
@@ -17,6 +18,8 @@ from fastdiff.fuzz.campaign import Campaign, Failure, Summary, replay
 from fastdiff.fuzz.variants import Variant
 
 DEFAULT_SECONDS = 60.0
+INTERRUPTED = 130
+"""The exit code that shells know: ended by Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def fuzz(request: Request) -> Summary:
 
     Raises:
         InputError, OutputError: something asked for does not exist or cannot be written; nothing has been run.
+        click.exceptions.Exit: it was interrupted before it found a difference, and what it did is shown.
     """
     seconds = request.seconds
     if seconds is not None and not seconds > 0:
@@ -71,7 +75,7 @@ def fuzz(request: Request) -> Summary:
 
             def failed(failure: Failure) -> None:
                 bar.clear()
-                report.show_failure(failure, console)
+                report.show_failure(failure, console, request.plugin)
                 corpus.add(path, failure.line, f"{failure.variant}: {failure.fault.text}")
 
             def progress(summary: Summary) -> None:
@@ -88,6 +92,8 @@ def fuzz(request: Request) -> Summary:
         report.show(summary, console)
         if summary.failures:
             console.print(f"kept in {path}", markup=False)
+    if summary.partial and not summary.differences:
+        raise click.exceptions.Exit(INTERRUPTED)
     return summary
 
 

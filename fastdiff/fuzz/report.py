@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -41,12 +43,13 @@ def show(summary: Summary, console: Console) -> None:
         console.print(f"\n{partial}no differences")
 
 
-def show_failure(failure: Failure, console: Console) -> None:
-    """Print what is wrong and the line that shows it again, on one line however wide the terminal is."""
+def show_failure(failure: Failure, console: Console, plugin: Path | None = None) -> None:
+    """Print what is wrong and the command that shows it again, on one line however wide the terminal is."""
+    options = "" if plugin is None else f" --plugin {shlex.quote(str(plugin))}"
     console.print(f"\n[bold red]{failure.variant}[/]: {escape(failure.fault.text)}")
     size = f"{len(failure.original):,} to {len(failure.line):,} characters"
     console.print(f"made smaller in {failure.tried} tries, from {size}; to see it again:")
-    console.print(f"fastdiff fuzz --replay '{failure.line}'", markup=False, soft_wrap=True)
+    console.print(f"fastdiff fuzz --replay '{failure.line}'{options}", markup=False, soft_wrap=True)
 
 
 def as_json(summary: Summary) -> str:

@@ -124,13 +124,10 @@ class SamplerSubject(Subject):
     def bound_fraction(self) -> float | None:
         """The larger error of the first and the last element, as a fraction of ``plan.bound()``."""
         result, outputs = self.expected["samples"], self._outputs
+        if self.settings.solver not in ALPHA or not result.numel() or not bool(result.isfinite().all()):
+            return None
         largest = max((float(f.double().abs().max()) for o in outputs for f in o.values()), default=0.0)
-        if (
-            self.settings.solver not in ALPHA
-            or not result.numel()
-            or not largest < LARGEST
-            or not bool(result.isfinite().all())
-        ):
+        if not largest < LARGEST:
             return None
         bound = self.plan.bound(largest).error
         flat = result.contiguous().view(len(result), -1)
@@ -175,13 +172,11 @@ def random_sampler_subject(rng: np.random.Generator) -> SamplerSubject:
     while True:
         settings = random_settings(rng)
         try:
-            first = compiled(settings).rows[0]
+            compiled(settings)
         except PlanError:
             # Some schedules have too few levels that a network knows, which is an error that other tests look at.
             continue
-        # The op refuses a row from which it cannot tell the batch: no column is read and no output stored.
-        if first.columns or any(output.store is not None for output in first.outputs):
-            return SamplerSubject(settings)
+        return SamplerSubject(settings)
 
 
 def decode(body: Mapping[str, Any]) -> SamplerSubject:
