@@ -44,7 +44,7 @@ format: install ## format Python and C++
 night: install ## the long batteries (minutes to hours)
 	$(PY) -m pytest -m night
 
-mutants: install ## plant faults in the sources; a test must notice each (about 10 minutes)
+mutants: install ## plant faults in the sources; a test must notice each (about 40 minutes)
 	$(PY) -m pytest -m mutants tests/mutants
 
 bench: install ## the performance table, timed as docs/benchmarks.md says

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ from fastdiff.testing import Case, random_case, same_bits
 ROOT = Path(__file__).parents[1]
 OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
+MOST_ELEMENTS = 4097
+ROWS = 24
+"""So many rows go through the checkers: the first of the section ``bits``, which Triton has compiled by then."""
 CHURN = fastdiff.Churn(40.0)
 
 
@@ -48,10 +52,18 @@ Lines = Iterator[tuple[str, str, str]]
 
 
 class Gpu:
-    """The device, as far as the sections need one."""
+    """The device, as far as the sections need one.
+
+    ``describe``, ``capture`` and ``seconds`` are all that only a device can run; the tests run everything else.
+    """
 
     device, backends = torch.device("cuda"), ("cuda", "triton")
     cases_seconds, rounds, most_quads = 60.0, 50, 2**24
+    sanitizer_seconds = 60.0
+
+    def devices(self) -> list[torch.device]:
+        """All that are there."""
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
     def describe(self) -> str:
         """The device in a few words."""
@@ -93,6 +105,10 @@ class PretendGpu(Gpu):
 
     device, backends = torch.device("cpu"), ("emulated-cuda",)
     cases_seconds, rounds, most_quads = 2.0, 3, 2**12
+
+    def devices(self) -> list[torch.device]:
+        """The CPU alone."""
+        return [self.device]
 
     def describe(self) -> str:
         """That there is none."""
@@ -138,7 +154,7 @@ def bits(gpu: Gpu) -> Lines:
     for name in usable(gpu):
         cases, wrong, end = 0, None, time.monotonic() + gpu.cases_seconds
         while wrong is None and time.monotonic() < end:
-            case = random_case(cases, max_elements=4097)
+            case = random_case(cases, max_elements=MOST_ELEMENTS)
             got, expected = case.run(on_device(gpu, name)), case.run("reference")
             wrong = next((case for key, value in expected.items() if not same_bits(got[key], value)), None)
             cases += 1
@@ -162,37 +178,13 @@ def noise(gpu: Gpu) -> Lines:
 
 
 def graphs(gpu: Gpu) -> Lines:
-    """A whole sampling recorded once, and replayed with other numbers; and a network that cannot be recorded."""
-    shape, labels = (3, 4, 16, 16), torch.tensor([0.5, 1.0, 1.5], device=gpu.device)
-    plans = [fastdiff.plan(steps=4, churn=CHURN, guidance=scale) for scale in (2.0, 3.5)]
-
-    def net(z: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
-        return torch.tanh(z * 0.75 + (c_noise * 0.01 + label).view(-1, 1, 1, 1).to(z.dtype))
-
-    def waits(z: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
-        return z * float(c_noise[0].item() > 0)
-
-    def drawn(net: Callable[..., Tensor], plan: fastdiff.Plan, seeds: int, factor: float, *, replayed: bool) -> Tensor:
-        given = {"cond": {"label": labels * factor}, "uncond": {"label": -labels}}
-        options = {"device": gpu.device, "network_dtype": torch.bfloat16, "cuda_graph": replayed}
-        return fastdiff.sample(net, plan, shape, seeds, **given, **options).cpu()
-
-    for name in usable(gpu):
-        with fastdiff.use_backend(name):
-            for seeds, plan, factor in ((11, 0, 1.0), (12, 0, 1.0), (12, 1, 1.0), (12, 1, 0.5)):
-                numbers = (plans[plan], seeds, factor)
-                replay, loop = (drawn(net, *numbers, replayed=replayed) for replayed in (True, False))
-                same = same_bits(replay, loop) and bool(replay.isfinite().all())
-                text = "replay equals the loop" if same else "replay and loop DIFFER"
-                yield f"graph, {name}", OK if same else FAILED, f"seed {seeds}, plan {plan}, label x{factor}: {text}"
-            try:
-                drawn(waits, plans[0], 0, 1.0, replayed=True)
-                yield f"refusal, {name}", FAILED, "a network that waits for the device was recorded"
-            except fastdiff.NetworkError as error:
-                after = bool(drawn(waits, plans[0], 0, 1.0, replayed=False).isfinite().all())
-                text = f"{str(error).partition('. ')[0]}; the loop {'goes on working' if after else 'BREAKS'}"
-                yield f"refusal, {name}", OK if after else FAILED, text
-    fastdiff.clear_graphs()
+    """Whole samplings recorded once and replayed with other numbers, on every device."""
+    for device in gpu.devices():
+        for name in usable(gpu):
+            with fastdiff.use_backend(name):
+                for what, same, text in (*replays(device), *recordings(device), *refusals(device)):
+                    yield f"{what}, {device}, {name}", OK if same else FAILED, text
+        fastdiff.clear_graphs()
 
 
 def sanitizer(gpu: Gpu) -> Lines:
@@ -208,8 +200,15 @@ def sanitizer(gpu: Gpu) -> Lines:
     for name in SANITIZERS:
         pretend = isinstance(gpu, PretendGpu)
         options = [f"TOOL={name}"] if pretend else ["--tool", name, "--error-exitcode", "1"]
-        command = [tool, *options, sys.executable, __file__, "--rows", "24", *(["--pretend"] if pretend else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        command = [tool, *options, sys.executable, __file__, "--rows", str(ROWS), *(["--pretend"] if pretend else [])]
+        # Each tensor in an allocation of its own: inside torch's large ones no access is out of bounds.
+        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        limit = gpu.sanitizer_seconds
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=limit)
+        except subprocess.TimeoutExpired:
+            yield name, SKIPPED, f"it did not end within {limit:g} s; run it by itself: {' '.join(command)}"
+            continue
         last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
         yield name, FAILED if done.returncode else OK, "; ".join(last)
 
@@ -264,6 +263,75 @@ def on_device(gpu: Gpu, name: str) -> registry.Stage:
                 torch.empty(0, dtype=torch.uint8).set_(storage).copy_(moved[storage.data_ptr()])
 
     return stage
+
+
+PLANS = [fastdiff.plan(steps=4, churn=CHURN, guidance=scale) for scale in (2.0, 3.5)]
+Found = Iterator[tuple[str, bool, str]]
+
+
+def drawn(net: Callable[..., Tensor], batch: int, device: torch.device, **options: Any) -> Tensor:
+    """Samples with a bfloat16 network that takes a label."""
+    label = torch.linspace(0.5, 1.5, batch, device=device) * options.pop("factor", 1.0)
+    options = {"plan": PLANS[0], "seeds": 0, "cuda_graph": True} | options
+    given = {"cond": {"label": label}, "uncond": {"label": -label}, "network_dtype": torch.bfloat16}
+    return fastdiff.sample(net, shape=(batch, 4, 16, 16), device=device, **given, **options).cpu()
+
+
+def replays(device: torch.device) -> Found:
+    """New seeds, coefficients and conditioning, against the loop."""
+
+    def net(z: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        return torch.tanh(z * 0.75 + (c_noise * 0.01 + label).view(-1, 1, 1, 1).to(z.dtype))
+
+    for seeds, plan, factor in ((11, 0, 1.0), (12, 0, 1.0), (12, 1, 1.0), (12, 1, 0.5)):
+        numbers = {"seeds": seeds, "plan": PLANS[plan], "factor": factor}
+        replay, loop = (drawn(net, 3, device, cuda_graph=on, **numbers) for on in (True, False))
+        same = same_bits(replay, loop) and bool(replay.isfinite().all())
+        text = "replay equals the loop" if same else "replay and loop DIFFER"
+        yield "graph", same, f"seed {seeds}, plan {plan}, label x{factor}: {text}"
+
+
+def recordings(device: torch.device) -> Found:
+    """More recordings than are kept, of a network whose matrix products take workspaces; on two streams at last."""
+    weight = torch.linspace(-1, 1, 2**16, device=device).view(256, 256).to(torch.bfloat16) / 16
+
+    def net(z: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        return torch.tanh(z.flatten(2) @ weight + label.view(-1, 1, 1).to(z.dtype)).view(z.shape)
+
+    batches = range(1, 7)
+    first = [drawn(net, batch, device) for batch in batches]
+    torch.cuda.empty_cache()
+    again = [drawn(net, batch, device) for batch in batches]
+    same = all(map(same_bits, first, again))
+    yield (
+        "recordings",
+        same,
+        f"{len(first)} recordings, four kept: {'the same again' if same else 'they DISTURB each other'}",
+    )
+    streams = [torch.cuda.Stream() for _ in "ab"]
+    last = []
+    for stream, batch in zip(streams * 8, (5, 6) * 8, strict=True):
+        with torch.cuda.stream(stream):
+            last.append(same_bits(drawn(net, batch, device), first[batch - 1]))
+    yield "two streams", all(last), "the same again" if all(last) else "they DISTURB each other"
+
+
+def refusals(device: torch.device) -> Found:
+    """A network that cannot be recorded, and what is left behind."""
+
+    def waits(z: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        return z * float(c_noise[0].item() > 0)
+
+    before = torch.cuda.current_stream()
+    try:
+        drawn(waits, 1, device)
+    except fastdiff.NetworkError as error:
+        left = drawn(waits, 1, device, cuda_graph=False).isfinite().all() and torch.randn(1, device=device).isfinite()
+        sound = bool(left) and torch.cuda.current_stream() == before
+        after = "goes on working" if sound else "is BROKEN"
+        yield "refusal", sound, f"{str(error).partition('. It must')[0]}; the process {after}"
+    else:
+        yield "refusal", False, "a network that waits for the device was recorded"
 
 
 def halved(z: Tensor, c_noise: Tensor) -> Tensor:
@@ -326,7 +394,7 @@ SECTIONS = (machine, bits, noise, graphs, sanitizer, times)
 
 def examine(gpu: Gpu) -> list[Line]:
     """Run all sections; one that breaks is a failed line, and the next goes on."""
-    found = []
+    found, begun = [], time.monotonic()
     for section in SECTIONS:
         start = time.monotonic()
         try:
@@ -334,13 +402,14 @@ def examine(gpu: Gpu) -> list[Line]:
         except Exception as error:  # whatever it is, the page must be written
             found.append(Line(section.__name__, "broke off", FAILED, f"{type(error).__name__}: {error}"))
         print(f"{section.__name__}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+    found.append(Line("end", "time", OK, f"{time.monotonic() - begun:.0f} s in all"))
     return found
 
 
 def page(gpu: Gpu, lines: list[Line]) -> str:
     """The report in Markdown."""
     failed = [line for line in lines if line.status == FAILED]
-    verdict = f"{len(failed)} lines FAILED" if failed else "nothing failed"
+    verdict = f"{len(failed)} of {len(lines)} lines FAILED" if failed else "nothing failed"
     rows = [f"| {line.section} | {line.name} | {line.status} | {line.text} |" for line in lines]
     head = ["# fastdiff on this GPU", "", f"{gpu.describe()}. {verdict}.", "", "| section | what | status | found |"]
     return "\n".join([*head, "|---|---|---|---|", *rows, ""])
@@ -350,7 +419,7 @@ def run_rows(gpu: Gpu, count: int) -> int:
     """A few rows and nothing else: what the sanitizers look at. Returns how many backends computed other bits."""
     wrong = 0
     for name in usable(gpu):
-        cases: list[Case] = [random_case(seed, max_elements=1025) for seed in range(count)]
+        cases: list[Case] = [random_case(seed, max_elements=MOST_ELEMENTS) for seed in range(count)]
         right = all(
             same_bits(value, expected)
             for case in cases
@@ -371,7 +440,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, help="run so many random rows and nothing else")
     options = parser.parse_args()
     if not options.pretend and not torch.cuda.is_available():
-        print("torch finds no GPU here; --pretend runs the same script on the CPU", file=sys.stderr)
+        build = (
+            f"torch {torch.__version__} was built for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else (f"torch {torch.__version__} was built without CUDA: install another build of it in .venv")
+        )
+        print(f"torch finds no GPU here ({build}); --pretend runs the same script on the CPU", file=sys.stderr)
         return 2
     gpu = PretendGpu() if options.pretend else Gpu()
     with ExitStack() as stack:

@@ -52,19 +52,12 @@ def _library(kind: str) -> Any:
     return ExecutedCuda("sm_90")
 
 
-# Both open one file, whose launches run or do not run for both: so each says how before it launches.
-
-
 def _emulated_cuda(*call: Any) -> None:
-    library = _library("emulated")
-    library.order("serial")
-    library.stage(*call)
+    _library("emulated").stage(*call)
 
 
 def _executed_cuda(*call: Any) -> None:
-    library = _library("executed")
-    library.order("none")
-    library.stage(*call)
+    _library("executed").stage(*call)
 
 
 def _executed_triton(*call: Any) -> None:

@@ -1,4 +1,6 @@
-"""csrc/cuda.cu compiled in every way that the tests need, each once: by g++ with the stand-in runtime, and by nvcc.
+"""Kernels of csrc compiled in every way that the tests need, each once.
+
+``csrc/cuda.cu`` by g++ with the stand-in runtime, and by nvcc; ``csrc/cpu.cpp`` without torch, for the sanitizers.
 
 Results are kept under ``build/tests``, named after a digest of everything that went into them.
 """
@@ -18,9 +20,16 @@ ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 EMULATION = Path(__file__).parent / "emulation"
 KEPT = ROOT / "build" / "tests"
+DRIVER = ROOT / "tests" / "sanitizers" / "cpu.cpp"
 EXACT = ("-ffp-contract=off", "-fno-fast-math")
 CROWD = 300
 """Small enough that random cases fall on both sides: launches of few quads, and threads that take several."""
+
+SHORT_UNITS = {"launch.cpp": ("kUnit = 16384", "kUnit = 64")}
+"""So that small rows are shared between threads."""
+
+TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
+"""What ``setup.py`` asks machine code for."""
 
 NVCC = shutil.which("nvcc")
 Patch = Mapping[str, tuple[str, str]]
@@ -62,12 +71,35 @@ def emulated(*flags: str, patch: Patch | None = None) -> Path:
     return _kept(command, ".so", build, patch)
 
 
+def cpu_kernels(*flags: str) -> Path:
+    """The shared object of the kernels for the CPU, scalar and AVX2, with the driver ``tests/sanitizers/cpu.cpp``.
+
+    Args:
+        flags: more flags for g++, such as a sanitizer.
+
+    Raises:
+        CompileError: it does not compile.
+    """
+    command = ["g++", "-fPIC", "-std=c++17", "-O2", "-w", *flags, *EXACT, "-DFD_X86"]
+    vectors = {"scalar": ["-DFD_BITS=0"], "avx2": ["-DFD_BITS=256", "-mavx2", "-mfma", "-mf16c"]}
+
+    def build(source: Path, target: Path) -> None:
+        objects = []
+        for isa, options in vectors.items():
+            objects.append(str(target.with_name(f"{isa}.o")))
+            _run([*command, f"-DFD_ISA={isa}", *options, "-c", str(source / "cpu.cpp"), "-o", objects[-1]])
+        rest = [str(source / "launch.cpp"), str(DRIVER), *objects]
+        _run([*command, f"-I{source}", "-shared", "-Wl,-Bsymbolic", *rest, "-o", str(target)])
+
+    return _kept([*command, repr(vectors), DRIVER.read_text()], ".so", build, SHORT_UNITS)
+
+
 def nvcc(arch: str, kind: str, *flags: str, patch: Patch | None = None) -> Path:
     """The PTX, machine code or shared object that nvcc makes of ``csrc/cuda.cu``; beside it a ``.log`` of ptxas.
 
     Args:
         arch: such as ``"sm_90"``.
-        kind: ``"ptx"`` or ``"so"``.
+        kind: ``"ptx"``, ``"cubin"`` (machine code alone) or ``"so"``.
         flags: more flags, after those that the package is built with.
         patch: faults to plant in a copy of the sources.
 
@@ -95,7 +127,9 @@ def nvcc(arch: str, kind: str, *flags: str, patch: Patch | None = None) -> Path:
 def _kept(command: Sequence[str], suffix: str, build, patch: Patch | None) -> Path:
     """What was built from these sources by this command, now or before."""
     sources = {
-        path.name: path.read_text() for path in sorted(CSRC.glob("*")) if path.suffix in (".h", ".cu", ".options")
+        path.name: path.read_text()
+        for path in sorted(CSRC.glob("*"))
+        if path.suffix in (".h", ".cu", ".options") or path.name in ("cpu.cpp", "launch.cpp")
     }
     for name, (right, wrong) in (patch or {}).items():
         if sources[name].count(right) != 1:

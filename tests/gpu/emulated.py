@@ -12,6 +12,9 @@ with registered(library):
 from __future__ import annotations
 
 import ctypes
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,12 +68,18 @@ class Launched(ctypes.Structure):
 
 
 class EmulatedCuda(Library):
-    """The backend's own library class over the emulated build."""
+    """The backend's own library class over the emulated build.
+
+    Each opens a copy of its own: a file that is opened twice is loaded once, and one's order would be the other's.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
-        path = path or emulated()
-        super().__init__(path)
-        self._emulation = ctypes.CDLL(str(path))
+        folder = tempfile.mkdtemp(prefix="fastdiff-")
+        # Not before: sanitizers look up lines in the file.
+        weakref.finalize(self, shutil.rmtree, folder)
+        copy = shutil.copy(path or emulated(), folder)
+        super().__init__(Path(copy))
+        self._emulation = ctypes.CDLL(copy)
         self.order("serial")
 
     def order(self, order: str, number: int = 0) -> None:
@@ -97,6 +106,7 @@ def registered(library: Library, name: str = "emulated-cuda") -> Iterator[None]:
         details=lambda: ", ".join(library.targets),
         stage=library.stage,
         fill_noise=library.fill_noise,
+        prepare=library.prepare,
     )
     with mock.patch.object(registry, "BACKENDS", (backend, *registry.BACKENDS)):
         yield

@@ -1,6 +1,7 @@
-"""Runs random rows on an emulated build made with a sanitizer; ends with status 0 if there was nothing to report.
+"""Runs random rows on a build made with a sanitizer; ends with status 0 if there was nothing to report.
 
-    LD_PRELOAD=<libasan.so> python tests/gpu/sanitized.py <library> <cases> <order> ...
+    LD_PRELOAD=<libasan.so> python tests/gpu/sanitized.py cuda <library> <cases> <most elements> <order> ...
+    LD_PRELOAD=<libasan.so> python tests/gpu/sanitized.py cpu <library> <cases> <most elements> <instruction set> ...
 
 Under the address sanitizer every byte around the tensors of a call, between their samples too, is out of bounds.
 """
@@ -16,10 +17,26 @@ import torch
 from emulated import EmulatedCuda
 from torch import Tensor
 
+from fastdiff.backends.cuda import Library
 from fastdiff.testing import random_case, same_bits
 
-MOST_ELEMENTS = 129
 PROCESS = ctypes.CDLL(None)
+MOST_THREADS = 3
+
+
+class CpuKernels(Library):
+    """The kernels for the CPU, opened as if they were those for a device (``tests/sanitizers/cpu.cpp``)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._driver = ctypes.CDLL(str(path))
+
+    def order(self, isa: str, number: int) -> None:
+        """Choose an instruction set, and from a number how many threads there are."""
+        self._driver.cpu_choose(self.targets.index(isa), ctypes.c_int64(1 + number % MOST_THREADS))
+
+
+LIBRARIES = {"cuda": EmulatedCuda, "cpu": CpuKernels}
 
 
 def out_of_bounds(tensors: Sequence[Tensor], poison: bool) -> None:
@@ -50,20 +67,20 @@ def guarded(stage: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def main(path: str, cases: str, orders: Iterable[str]) -> int:
+def main(kind: str, path: str, cases: str, most_elements: str, orders: Iterable[str]) -> int:
     """Run so many cases in each of the orders; returns how many went wrong."""
     torch.set_num_threads(1)
-    library = EmulatedCuda(Path(path))
+    library = LIBRARIES[kind](Path(path))
     stage = guarded(library.stage) if hasattr(PROCESS, "__asan_poison_memory_region") else library.stage
     wrong = 0
     for order in orders:
         for seed in range(int(cases)):
             library.order(order, seed)
-            case = random_case(seed, max_elements=MOST_ELEMENTS)
+            case = random_case(seed, max_elements=int(most_elements))
             got, expected = case.run(stage), case.run("reference")
             wrong += not all(same_bits(got[key], value) for key, value in expected.items())
     return wrong
 
 
 if __name__ == "__main__":
-    sys.exit(1 if main(sys.argv[1], sys.argv[2], sys.argv[3:]) else 0)
+    sys.exit(1 if main(*sys.argv[1:5], sys.argv[5:]) else 0)

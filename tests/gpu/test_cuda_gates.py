@@ -11,16 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from compiled import CROWD, CSRC, NVCC, nvcc, resources
+from compiled import CROWD, CSRC, NVCC, ROOT, TARGETS, nvcc, resources
 
 if NVCC is None:
     pytest.skip("nvcc is not installed", allow_module_level=True)
 
 from fastdiff.backends.cuda import Library
 
-pytestmark = pytest.mark.night
-
-TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 KERNELS = 10
 """Stage without draws, with draws in row-major and channels-last order, and noise in both, for two state types."""
 
@@ -40,14 +37,19 @@ def kernels_of(ptx):
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def compiled(target, *flags):
-    """The shared object for one target: what is installed, but for its other targets."""
-    return nvcc(target, "so", *flags)
+def machine_code(target, *flags):
+    """What is installed, for one target, without the code of the host around it."""
+    return nvcc(target, "cubin", *flags)
+
+
+def test_the_targets_are_those_that_are_installed():
+    asked = re.search(r"^CUDA_TARGETS = (.*)$", (ROOT / "setup.py").read_text(), re.MULTILINE).group(1)
+    assert tuple(re.findall(r"sm_\d+", asked)) == TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_is_spilled_and_registers_are_few(target):
-    used = resources(compiled(target).with_suffix(".log").read_text())
+    used = resources(machine_code(target).with_suffix(".log").read_text())
     assert len(used) == KERNELS
     for kernel, found in used.items():
         assert (found["stack"], found["spills"]) == (0, 0), kernel
@@ -85,17 +87,23 @@ def sass(path):
 
 def test_machine_code_does_not_depend_on_contraction():
     """Every product and sum is one intrinsic, so the assembler has nothing to contract."""
-    apart, allowed = sass(compiled("sm_90")), sass(compiled("sm_90", "-fmad=true"))
+    apart, allowed = sass(machine_code("sm_90")), sass(machine_code("sm_90", "-fmad=true"))
     assert len(apart) == KERNELS
     assert apart == allowed
 
 
-def test_machine_code_moves_quads_and_keeps_products_apart():
-    for kernel, code in sass(compiled("sm_90")).items():
+@pytest.mark.parametrize("target", TARGETS)
+def test_machine_code_moves_quads_and_keeps_products_apart(target):
+    """128 bits at a time, 64 for four elements of 16 bits; that nothing else is taken, executed PTX shows."""
+    code_of = sass(machine_code(target))
+    assert len(code_of) == KERNELS
+    for kernel, code in code_of.items():
         assert not re.search(r"\b(LDL|STL)\b", code), kernel
-        assert "STG.E.128" in code, kernel
+        stores, loads = (set(re.findall(rf"\b{op}\.E[.\w]*?\.(64|128)\b", code)) for op in ("STG", "LDG"))
+        assert stores == {"64", "128"}, kernel
+        if "stage" in kernel:
+            assert loads >= {"64", "128"}, kernel
         if drawing(kernel) == 0:
-            assert "LDG.E.128" in code
             # With noise, the correctly rounded square root brings fused instructions of its own.
             assert re.search(r"\b[FD]MUL\b", code)
             assert not re.search(r"\b[FD]FMA", code), kernel
@@ -103,7 +111,7 @@ def test_machine_code_moves_quads_and_keeps_products_apart():
 
 def test_the_library_opens_without_a_driver_and_says_so():
     """What is installed, for one target: with its own CUDA runtime inside, and no other library of CUDA."""
-    path = compiled("sm_90")
+    path = nvcc("sm_90", "so")
     needed = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"NEEDED.*(cuda|torch)", needed)
     library = Library(path)

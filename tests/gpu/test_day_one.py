@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,13 +35,13 @@ def test_every_section_runs_and_the_page_says_that_it_is_pretended(day_one):
     with recorded(EmulatedCuda()):
         lines = day_one.examine(gpu)
     statuses = {(line.section, line.name): line.status for line in lines}
-    assert {line.section for line in lines} == {section.__name__ for section in day_one.SECTIONS}
+    assert {line.section for line in lines} == {*(section.__name__ for section in day_one.SECTIONS), "end"}
     assert day_one.FAILED not in statuses.values(), day_one.page(gpu, lines)
     for name in (
         "rows, emulated-cuda",
         "noise, emulated-cuda",
-        "graph, emulated-cuda",
-        "refusal, emulated-cuda",
+        "graph, cpu, emulated-cuda",
+        "refusal, cpu, emulated-cuda",
         "memcheck",
     ):
         assert day_one.OK in [status for (_, found), status in statuses.items() if found == name]
@@ -60,8 +61,8 @@ def test_other_bits_are_failed_lines(day_one, monkeypatch):
     monkeypatch.setattr(day_one, "SECTIONS", (day_one.noise,))
     with recorded(library):
         lines = day_one.examine(day_one.PretendGpu())
-    assert [line.status for line in lines] == [day_one.FAILED]
-    assert "1 lines FAILED" in day_one.page(day_one.PretendGpu(), lines)
+    assert [line.status for line in lines] == [day_one.FAILED, day_one.OK]
+    assert "1 of 2 lines FAILED" in day_one.page(day_one.PretendGpu(), lines)
 
 
 def test_a_graph_that_replays_old_numbers_or_records_what_waits_is_a_failed_line(day_one, monkeypatch):
@@ -70,9 +71,11 @@ def test_a_graph_that_replays_old_numbers_or_records_what_waits_is_a_failed_line
     monkeypatch.setattr(pretend_graph, "WAITS", ())
     with recorded(EmulatedCuda()):
         lines = day_one.examine(day_one.PretendGpu())
-    assert [line.status for line in lines] == [day_one.OK] * 2 + [day_one.FAILED] * 3
+    ok, failed = day_one.OK, day_one.FAILED
+    # Two of four replays, two lines of recordings, the refusal, and the end.
+    assert [line.status for line in lines] == [ok, ok, failed, failed, ok, ok, failed, ok]
     assert lines[2].text == "seed 12, plan 1, label x1.0: replay and loop DIFFER"
-    assert lines[4].text == "a network that waits for the device was recorded"
+    assert lines[6].text == "a network that waits for the device was recorded"
 
 
 def test_a_section_that_breaks_off_does_not_stop_the_others(day_one, monkeypatch):
@@ -93,8 +96,75 @@ def test_the_script_installs_and_hands_its_options_on():
     assert done.stdout.splitlines() == ["install", "benchmarks/day_one.py --pretend"]
 
 
-def test_without_a_gpu_it_says_so(day_one, monkeypatch, capsys):
+@pytest.mark.parametrize(("built", "reason"), [("13.0", "built for CUDA 13.0"), (None, "built without CUDA: install")])
+def test_without_a_gpu_it_says_so(day_one, monkeypatch, capsys, built, reason):
     monkeypatch.setattr(day_one.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(day_one.torch.version, "cuda", built)
     monkeypatch.setattr(sys, "argv", ["day_one.py"])
     assert day_one.main() == 2
-    assert "torch finds no GPU here; --pretend" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "torch finds no GPU here" in said
+    assert reason in said
+
+
+def stage_of_the_wrong_seed(library):
+    right = library.stage
+
+    def stage(columns, coef, present, seeds, draws, program, stores, z):
+        right(columns, coef, present, None if seeds is None else seeds + 1, draws, program, stores, z)
+
+    return stage
+
+
+def test_other_rows_are_failed_lines_and_a_failed_command(day_one, monkeypatch, capsys):
+    library = EmulatedCuda()
+    monkeypatch.setattr(library, "stage", stage_of_the_wrong_seed(library))
+    monkeypatch.setattr(day_one, "SECTIONS", (day_one.bits,))
+    with recorded(library):
+        (line, _) = day_one.examine(day_one.PretendGpu())
+        assert (line.status, line.text[:11]) == (day_one.FAILED, "other bits:")
+        assert "fastdiff.testing.random_case(" in line.text
+        assert day_one.run_rows(day_one.PretendGpu(), 20) == 1
+    assert "emulated-cuda: 20 rows, WRONG" in capsys.readouterr().out
+
+
+def test_checkers_that_are_missing_report_or_hang(day_one, monkeypatch):
+    """The reason is named, and the next checker has its turn."""
+    gpu = day_one.PretendGpu()
+    monkeypatch.setattr(day_one, "SANITIZERS", ("memcheck", "racecheck"))
+    monkeypatch.setattr(gpu, "sanitizer", lambda: shutil.which("false"))
+    assert [status for _, status, _ in day_one.sanitizer(gpu)] == [day_one.FAILED] * 2
+    monkeypatch.setattr(gpu, "sanitizer_seconds", 0.01)
+    monkeypatch.setattr(gpu, "sanitizer", lambda: shutil.which("env"))
+    found = list(day_one.sanitizer(gpu))
+    assert [status for _, status, _ in found] == [day_one.SKIPPED] * 2
+    assert all("did not end within 0.01 s; run it by itself" in text for _, _, text in found)
+    monkeypatch.setattr(gpu, "sanitizer", lambda: None)
+    ((_, status, text),) = day_one.sanitizer(gpu)
+    assert (status, text[:26]) == (day_one.SKIPPED, "it is neither in PATH nor ")
+
+
+def test_the_command_writes_its_page_and_fails_with_it(day_one, monkeypatch, tmp_path, capsys):
+    page = tmp_path / "new" / "page.md"
+
+    def broken(gpu):
+        yield "something", day_one.FAILED, "for a reason"
+
+    for sections, status in (((day_one.machine,), 0), ((day_one.machine, broken), 1)):
+        monkeypatch.setattr(day_one, "SECTIONS", sections)
+        monkeypatch.setattr(sys, "argv", ["day_one.py", "--pretend", "--out", str(page)])
+        assert day_one.main() == status
+        assert page.read_text() in capsys.readouterr().out
+    assert "| broken | something | FAILED | for a reason |" in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["day_one.py", "--pretend", "--rows", "3"])
+    assert day_one.main() == 0
+    assert capsys.readouterr().out == "emulated-cuda: 3 rows, right\n"
+
+
+def test_what_only_a_gpu_runs_is_little(day_one):
+    """Everything else is run above: how devices are found, described, recorded, timed, and checked."""
+    ours = {name for name in vars(day_one.Gpu) if callable(getattr(day_one.Gpu, name))}
+    assert ours == {"describe", "devices", "capture", "seconds", "sanitizer"}
+    assert ours <= set(vars(day_one.PretendGpu))
+    tool = day_one.Gpu().sanitizer()
+    assert tool is None or Path(tool).is_file()
