@@ -70,9 +70,6 @@ def _executed_triton(*call: Any) -> None:
 
 
 def _interpreted(*call: Any) -> None:
-    # Triton imports its compiler when it first interprets. Inside `interpreted`, which puts back the modules of before,
-    # that would be undone, and the half-forgotten modules reported as leaks when the process ends.
-    import triton.compiler.code_generator
     from interpreted import interpreted
 
     from fastdiff.backends import triton

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import fastdiff.kernels
@@ -42,13 +43,24 @@ def fresh_kernels(folders: list[str]) -> Iterator[None]:
     package = fastdiff.kernels
     names = [f"fastdiff.kernels.{name}" for name in NAMES]
     attributes = {name: getattr(package, name) for name in NAMES if hasattr(package, name)}
-    with mock.patch.dict(sys.modules), mock.patch.object(package, "__path__", folders):
+    # Only these are put back: what Triton imports meanwhile would otherwise be forgotten, and imported twice.
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    try:
+        with mock.patch.object(package, "__path__", folders):
+            # Two files of one size written within a second would share their bytecode.
+            importlib.invalidate_caches()
+            importlib.import_module("fastdiff.kernels.stage")
+            yield
+    finally:
         for name in names:
             sys.modules.pop(name, None)
-        # Two files of one size written within a second would share their bytecode.
-        importlib.invalidate_caches()
-        importlib.import_module("fastdiff.kernels.stage")
-        yield
+        sys.modules.update(before)
+        _restore(attributes)
+
+
+def _restore(attributes: dict[str, ModuleType]) -> None:
+    """Put the modules that the package had as attributes back."""
+    package = fastdiff.kernels
     for name in NAMES:
         if name in attributes:
             setattr(package, name, attributes[name])
