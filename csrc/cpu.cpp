@@ -4,6 +4,10 @@
 // widened into scratch, noise is drawn into scratch, and then every combination is one short loop over plain
 // arrays of the state type. Two facts keep those loops few: a base is a term with coefficient 1, as one times
 // x is x, bit for bit; and a long sum splits anywhere, as one times a partial sum is that partial sum.
+//
+// With channels last, neighbours in memory come from different Philox blocks, and the four normals of a block
+// lie a row of channels apart. There noise is drawn for rectangles of some positions and channels, so that
+// all four are used, and then each row of the rectangle is a tile.
 #include "cpu_blocks.h"
 #include "cpu_loops.h"
 #include "fpenv.h"
@@ -42,7 +46,21 @@ class Launch {
   // Elements [begin, end) of sample b.
   void run(int64_t b, int64_t begin, int64_t end) {
     enter_sample(b);
-    for (int64_t i = begin; i < end; i += kTile<T>) tile(b, i, end - i < kTile<T> ? end - i : kTile<T>);
+    const int64_t first = (begin + a.channels - 1) / a.channels, last = end / a.channels;
+    if (walk.flat || a.channels <= 1 || !(used >> kFirstDraw) || last <= first) {
+      tiles(b, begin, end);
+      return;
+    }
+    tiles(b, begin, first * a.channels);
+    // Rectangles begin at whole blocks, where channels do; where they do not, longer ones waste fewer lanes.
+    const int64_t least = positions % 4 ? 8 : 4, fitting = kTile<T> / a.channels & -4;
+    const int64_t height = fitting > least ? fitting : least;
+    for (int64_t position = first; position < last;) {
+      const int64_t start = position & -4, stop = start + height < last ? start + height : last;
+      rectangles(b, position, (int)(stop - position));
+      position = stop;
+    }
+    tiles(b, last * a.channels, end);
   }
 
  private:
@@ -67,6 +85,48 @@ class Launch {
   alignas(64) char slots[kSlots][kSlotBytes];
 
   T* slot(int s) { return (T*)slots[s]; }
+
+  // Elements [begin, end) of sample b, in the order of memory.
+  void tiles(int64_t b, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kTile<T>) {
+      const int64_t n = end - i < kTile<T> ? end - i : kTile<T>;
+      for (uint64_t rest = used >> kFirstDraw << kFirstDraw; rest; rest &= rest - 1)
+        draw(__builtin_ctzll(rest), b, i, n);
+      tile(b, i, n);
+    }
+  }
+
+  // All channels of `rows` positions.
+  void rectangles(int64_t b, int64_t position, int rows) {
+    const int fitting = (int)(kTile<T> / rows);
+    const int most = fitting < a.channels ? fitting & -kChannelGroup : (int)a.channels;
+    for (int64_t channel = 0; channel < a.channels; channel += most) {
+      const int width = (int)(a.channels - channel < most ? a.channels - channel : most);
+      for (uint64_t rest = used >> kFirstDraw << kFirstDraw; rest; rest &= rest - 1) {
+        const int s = __builtin_ctzll(rest);
+        const Draw draw = make_draw(sample.draws + 4 * (s - kFirstDraw));
+        float* out = noise(s);
+        rectangle_normals(list, key, draw, sample.seed, position, rows, positions, channel, width, out);
+        finish_noise(s, out, rows * width);
+      }
+      // Rows of all channels follow each other in memory.
+      const int together = width == a.channels ? rows : 1;
+      for (int row = 0; row < rows; row += together) {
+        for (uint64_t rest = used >> kFirstDraw << kFirstDraw; rest; rest &= rest - 1) {
+          const int s = __builtin_ctzll(rest);
+          source[s] = slot(s) + row * width;
+        }
+        tile(b, (position + row) * a.channels + channel, together * width);
+      }
+    }
+  }
+
+  // Where a draw's float32 normals go, and what makes them a source of the state type.
+  float* noise(int s) { return (float*)slots[sizeof(T) == 4 ? s : kPartial]; }
+  void finish_noise(int s, const float* normals, int64_t n) {
+    if (sizeof(T) == 8) kWiden<T>[kFloat32](slot(s), normals, n);
+    source[s] = slot(s);
+  }
 
   static uint64_t bit(int s) { return (uint64_t)1 << s; }
 
@@ -160,7 +220,7 @@ class Launch {
 
   void draw(int s, int64_t b, int64_t i, int64_t n) {
     const Draw draw = make_draw(sample.draws + 4 * (s - kFirstDraw));
-    float* out = (float*)slots[sizeof(T) == 4 ? s : kPartial];
+    float* out = noise(s);
     if (!walk.flat && a.channels <= 1) {
       linear_normals(key, draw, i >> 2, n, out);
     } else {
@@ -175,8 +235,7 @@ class Launch {
       }
       flush(list, draw, out);
     }
-    if (sizeof(T) == 8) kWiden<T>[kFloat32](slot(s), out, n);
-    source[s] = slot(s);
+    finish_noise(s, out, n);
   }
 
   void derive(int64_t n) {
@@ -196,11 +255,10 @@ class Launch {
     (stream ? kNarrow<T, true> : kNarrow<T, false>)[to.dtype](out, from, c, n);
   }
 
+  // Elements [i, i + n) of sample b, whose noise is drawn already.
   void tile(int64_t b, int64_t i, int64_t n) {
-    for (uint64_t rest = used; rest; rest &= rest - 1) {
+    for (uint64_t rest = used & (bit(kDerived) - 1); rest; rest &= rest - 1) {
       const int s = __builtin_ctzll(rest);
-      if (s > kDerived) draw(s, b, i, n);
-      if (s >= kDerived) continue;
       const Buffer& column = a.column[s];
       const char* at = (const char*)column.data + (b * column.batch_stride + i) * kItemSize[column.dtype];
       source[s] = (const T*)at;

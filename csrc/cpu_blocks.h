@@ -66,4 +66,36 @@ static void list_channels(Listed& list, const Draw& draw, int64_t seed, int64_t 
   }
 }
 
+// From this many consecutive elements on, linear_normals() wastes little of what it rounds up to.
+constexpr int kLongRun = 64;
+
+// A rectangle of one sample's memory, which is [positions, channels]: `rows` positions from `position` on, of
+// `width` channels from `channel` on, row by row to `out`.
+static void rectangle_normals(Listed& list, const Key& key, const Draw& draw, int64_t seed, int64_t position,
+                              int rows, int64_t positions, int64_t channel, int width, float* out) {
+  int done = 0;
+  // Where every channel begins with a new block, four rows of the rectangle are the lanes of one block each.
+  if (rows % 4 == 0 && positions % 4 == 0 && position % 4 == 0) {
+    const int groups = width / kChannelGroup;
+    for (int row = 0; row < rows; row += 4) {
+      const int64_t block = (channel * positions + position + row) >> 2;
+      channel_normals(key, draw, block, positions >> 2, groups, width, out + row * width);
+    }
+    done = groups * kChannelGroup;
+    // Few channels: each is a long run of consecutive elements.
+    for (; rows >= kLongRun && done < width; ++done) {
+      alignas(64) float run[kNoiseTile];
+      const int64_t block = ((channel + done) * positions + position) >> 2;
+      // linear_normals() does not carry into the high word.
+      if ((uint32_t)block > UINT32_MAX - kNoiseTile) break;
+      linear_normals(key, draw, block, rows, run);
+      for (int row = 0; row < rows; ++row) out[row * width + done] = run[row];
+    }
+  }
+  list.blocks.size = 0;
+  for (; done < width; ++done)
+    list_run(list, draw, seed, (channel + done) * positions + position, rows, done, width, out);
+  flush(list, draw, out);
+}
+
 }  // namespace fastdiff::FD_ISA

@@ -35,6 +35,17 @@ static void linear_normals(const Key& key, const Draw& draw, int64_t block, int6
   }
 }
 
+constexpr int kChannelGroup = 1;
+
+static void channel_normals(const Key& key, const Draw& draw, int64_t block, int64_t stride, int groups,
+                            int64_t row, float* out) {
+  for (int i = 0; i < groups; ++i) {
+    float normal[4];
+    normals_of_block(key.seed, draw, block + i * stride, normal);
+    for (int j = 0; j < 4; ++j) out[j * row + i] = normal[j];
+  }
+}
+
 // Four normals for every block of a list.
 static void block_normals(const Blocks& list, const Draw& draw, float* out) {
   for (int i = 0; i < list.size; ++i) {
@@ -161,8 +172,8 @@ FD_INLINE void turn(const Floats<N>& radius, const Ints<N>& word, Floats<N>& cos
   }
 }
 
-// Normals from words: `pairs` times four vectors of words 0, 1, 2, 3 of as many blocks, to whole blocks in
-// the order of the lanes they came from.
+// Normals from words: `pairs` times four vectors of words 0, 1, 2, 3 of as many blocks, to four vectors of
+// lanes 0, 1, 2, 3 of these blocks.
 template <class Store>
 FD_INLINE void box_muller(const I* word, int pairs, Store store) {
   for (int pair = 0; pair < pairs; ++pair, word += 4) {
@@ -170,7 +181,6 @@ FD_INLINE void box_muller(const I* word, int pairs, Store store) {
     Floats<2> cosine, sine;
     turn(radii(radius_words), angle_words, cosine, sine);
     F z[4] = {cosine.v[0], sine.v[0], cosine.v[1], sine.v[1]};
-    Words::transpose(z);
     store(pair, z);
   }
 }
@@ -265,8 +275,35 @@ static void linear_normals(const Key& key, const Draw& draw, int64_t block, int6
   int done = 0;
   for (; done + 3 <= pairs; done += 3) words_of_pairs<3>(start, key, at, word + 4 * done);
   for (; done < pairs; ++done) words_of_pairs<1>(start, key, at, word + 4 * done);
-  box_muller(word, pairs, [=](int pair, const F(&z)[4]) __attribute__((always_inline)) {
+  box_muller(word, pairs, [=](int pair, F(&z)[4]) __attribute__((always_inline)) {
+    Words::transpose(z);
     for (int j = 0; j < 4; ++j) Words::storef(out + pair * kPair + j * Words::kWidth, z[j]);
+  });
+}
+
+// How many blocks channel_normals() takes at once.
+constexpr int kChannelGroup = Words::kWidth;
+
+// Normals of whole blocks that lie `stride` apart, as many as a vector has lanes, times `groups`: lane j of
+// block i goes to out[j * row + i].
+static void channel_normals(const Key& key, const Draw& draw, int64_t block, int64_t stride, int groups,
+                            int64_t row, float* out) {
+  const I draw_word = Words::set64(draw.draw), format = Words::set64(draw.sub_draw_format);
+  I word[kNoiseTile / Words::kWidth];
+  for (int group = 0; group < groups; ++group) {
+    alignas(64) uint32_t low[Words::kWidth], high[Words::kWidth];
+    for (int i = 0; i < Words::kWidth; ++i, block += stride) {
+      low[i] = (uint32_t)block;
+      high[i] = (uint32_t)(block >> 32) | draw.purpose_tensor;
+    }
+    const I first = Words::load(low), second = Words::load(high);
+    I w[2][4] = {{first, second, draw_word, format},
+                 {Words::high(first), Words::high(second), draw_word, format}};
+    philox_rounds(w, &key.low, &key.high, 1, 0);
+    for (int j = 0; j < 4; ++j) word[4 * group + j] = Words::merge(w[0][j], w[1][j]);
+  }
+  box_muller(word, groups, [=](int group, F(&z)[4]) __attribute__((always_inline)) {
+    for (int j = 0; j < 4; ++j) Words::storef(out + j * row + group * Words::kWidth, z[j]);
   });
 }
 
@@ -292,7 +329,8 @@ static void block_normals(const Blocks& list, const Draw& draw, float* out) {
     philox_rounds(w, low, high, 2, 0);
     for (int j = 0; j < 4; ++j) word[4 * pairs + j] = Words::merge(w[0][j], w[1][j]);
   }
-  box_muller(word, pairs, [=](int pair, const F(&z)[4]) __attribute__((always_inline)) {
+  box_muller(word, pairs, [=](int pair, F(&z)[4]) __attribute__((always_inline)) {
+    Words::transpose(z);
     Words::store_blocks(out + pair * 4 * Words::kWidth, z);
   });
 }

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fastdiff.real import Real, mp
 
 Kind = Literal["x", "D", "F", "xi", "let", "sum"]
 
 
-@dataclass(frozen=True, order=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A vector: a network input x, a denoised D, a network output F, a draw xi, or a kept combination.
 
     ``index`` counts network evaluations for x, D and F, and otherwise tells symbols of a kind apart.
@@ -27,8 +25,8 @@ class Symbol:
         return f"{self.label or self.kind}{self.index}"
 
 
-CANCELLED = mp.mpf(2) ** -120
-"""A sum this much smaller than what was added is zero: 160-bit rounding errors are below 2**-150 of it."""
+CANCELLED = 120
+"""A sum that is this many bits smaller than what was added to is zero: rounding errors are 150 bits smaller."""
 
 
 class Combination:
@@ -36,24 +34,23 @@ class Combination:
 
     __slots__ = ("terms",)
 
-    def __init__(self, terms: Mapping[Symbol, Real] | None = None) -> None:
-        self.terms = {symbol: c for symbol, c in (terms or {}).items() if c != 0}
+    def __init__(self, terms: Mapping[Symbol, Real]) -> None:
+        """``terms`` is taken as it is; no coefficient in it is zero."""
+        self.terms = terms
 
     @classmethod
-    def of(cls, symbol: Symbol) -> Combination:
-        """The symbol itself."""
-        return cls({symbol: mp.one})
+    def of(cls, symbol: Symbol, coefficient: Real | None = None) -> Combination:
+        """The symbol itself, or a multiple of it."""
+        c = mp.one if coefficient is None else coefficient
+        return cls({symbol: c} if c else {})
 
     def __add__(self, other: Combination) -> Combination:
-        merged = dict(self.terms)
-        for symbol, c in other.terms.items():
-            old = merged.get(symbol, mp.zero)
-            total = old + c
-            merged[symbol] = total if abs(total) > CANCELLED * abs(old) else mp.zero
-        return Combination(merged)
+        total = dict(self.terms)
+        _accumulate(total, other.terms)
+        return Combination(total)
 
     def __mul__(self, factor: Real) -> Combination:
-        return Combination({symbol: factor * c for symbol, c in self.terms.items()})
+        return Combination({symbol: factor * c for symbol, c in self.terms.items()} if factor else {})
 
     __rmul__ = __mul__
 
@@ -80,11 +77,33 @@ class Combination:
         """The part over the symbols that ``keep`` accepts."""
         return Combination({symbol: c for symbol, c in self.terms.items() if keep(symbol)})
 
-    def replace(self, definition: Callable[[Symbol], Combination | None]) -> Combination:
-        """Every symbol that has a definition is replaced by it, recursively."""
-        total = Combination()
+    def replace(
+        self,
+        definition: Callable[[Symbol], Combination | None],
+        replaced: dict[Symbol, Combination | None] | None = None,
+    ) -> Combination:
+        """Every symbol that has a definition is replaced by it, recursively; ``replaced`` remembers those seen."""
+        replaced = {} if replaced is None else replaced
+        total: dict[Symbol, Real] = {}
         for symbol, c in self.terms.items():
-            inner = definition(symbol)
-            expanded = Combination.of(symbol) if inner is None else inner.replace(definition)
-            total = total + expanded * c
-        return total
+            if symbol not in replaced:
+                inner = definition(symbol)
+                replaced[symbol] = None if inner is None else inner.replace(definition, replaced)
+            expanded = replaced[symbol]
+            _accumulate(total, {symbol: c} if expanded is None else (expanded * c).terms)
+        return Combination(total)
+
+
+def _accumulate(total: dict[Symbol, Real], terms: Mapping[Symbol, Real]) -> None:
+    """Add terms to a total, in place, without those that cancel."""
+    for symbol, c in terms.items():
+        old = total.get(symbol)
+        if old is None:
+            total[symbol] = c
+            continue
+        new = old + c
+        # 2**(exp + bc) is the power of two above a real.
+        if new and new.exp + new.bc > old.exp + old.bc - CANCELLED:
+            total[symbol] = new
+        else:
+            del total[symbol]

@@ -50,13 +50,15 @@ def combine(terms: Iterable[tuple[str, float]], known: Mapping[str, Spread]) -> 
     weights: dict[str, float] = {}
     for name, c in terms:
         weights[name] = weights.get(name, 0.0) + c
-    sources: dict[int, float] = {}
-    rest = 0.0
-    for name, c in weights.items():
-        spread = known.get(name, EXACT)
-        rest += abs(c) * spread.rest
-        for source, size in spread.sources.items():
-            sources[source] = sources.get(source, 0.0) + c * size
+    scaled = [(c, known[name]) for name, c in weights.items() if name in known]
+    rest = sum(abs(c) * spread.rest for c, spread in scaled)
+    # The one with the most sources is copied whole, which is a good deal faster than adding it term by term.
+    scaled.sort(key=lambda pair: len(pair[1].sources))
+    c, largest = scaled.pop() if scaled else (1.0, EXACT)
+    sources = {source: c * size for source, size in largest.sources.items()} if c != 1 else largest.sources.copy()
+    for c, spread in scaled:
+        known_size = sources.get
+        sources |= {source: known_size(source, 0.0) + c * size for source, size in spread.sources.items()}
     return Spread(sources, rest)
 
 
@@ -70,7 +72,8 @@ def result_bound(rows: Sequence[Row], result: str, dtype: str, network: float) -
         value |= {name: Spread.source(MAX_NORMAL) for name in (*dict(row.draws), *drawn)}
         value |= {name: Spread.source(network) for name in row.columns if name.startswith(NETWORK_PREFIX)}
         # What was computed lies within the error of the value, so this bounds it.
-        sizes = {name: v.size + error[name].size if name in error else v.size for name, v in value.items()}
+        read = (*row.columns, *dict(row.draws))
+        sizes = {name: value[name].size + (error[name].size if name in error else 0.0) for name in read}
         local = row.bound(sizes, dtype, rounded_coefficients=True)
         if row.derived is not None:
             value[DERIVED], error[DERIVED] = _derived(row, value), _derived(row, error, errors=True)

@@ -73,7 +73,7 @@ class Compiler:
             read, recipes = self._choose(carried, recipes, clipped, k) if k else ([], recipes)
             after = evaluations[k - 1] if k else None
             if denoised and after is not None:
-                recipes |= self._observed(after, read)
+                recipes |= self._observed(k - 1, read)
             stages.append(Stage(read, carried, recipes, clipped, after, before))
             carried = read
         return stages[::-1]
@@ -101,7 +101,8 @@ class Compiler:
         targets = [s for s in carried if not self._is_past(s, k)]
         if before is not None and before.x not in targets:
             targets.append(before.x)
-        return {target: Combination.of(target).replace(definition) for target in targets}
+        replaced: dict[Symbol, Combination | None] = {}
+        return {target: Combination.of(target).replace(definition, replaced) for target in targets}
 
     def _clipped(self, evaluation: int) -> tuple[Symbol, Definition] | None:
         d = Symbol("D", evaluation)
@@ -140,9 +141,9 @@ class Compiler:
             cost += symbol not in passing
         return cost
 
-    def _observed(self, after: Evaluation, read: list[Symbol]) -> dict[Symbol, Combination]:
+    def _observed(self, evaluation: int, read: list[Symbol]) -> dict[Symbol, Combination]:
         """D of the evaluation just made, if its input is among the carried vectors (or cancels)."""
-        d = Symbol("D", self._ode.evaluations.index(after))
+        d = Symbol("D", evaluation)
         known = self._definitions[d]
         if any(s.kind != "F" and s not in read for s in known.combination):
             return {}

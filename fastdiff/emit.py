@@ -8,7 +8,7 @@ from fastdiff.algebra import Combination, Symbol
 from fastdiff.compiler import Stage
 from fastdiff.errors import PlanError
 from fastdiff.real import mp, round_to
-from fastdiff.row import DERIVED, NETWORK_PREFIX, NOISE_PREFIX, Derived, Draw, Output, Row, Terms
+from fastdiff.row import DERIVED, NETWORK_PREFIX, NOISE_PREFIX, Derived, Draw, Output, Row
 
 DENOISED = "denoised"
 FIRST_BUFFER = "x"
@@ -84,7 +84,7 @@ def _row(stage: Stage, buffers: Buffers, draws: dict[Symbol, Draw], dtype: str, 
     if stage.clipped:
         symbol, definition = stage.clipped
         terms = _terms(definition.combination, names, dtype)
-        derived = Derived(terms, bound=round_to(definition.clip, dtype))
+        derived = Derived(tuple(terms.values()), bound=round_to(definition.clip, dtype))
         names[symbol] = DERIVED
 
     outputs, network = [], None
@@ -120,20 +120,22 @@ def _base(recipe: Combination, read: list[Symbol]) -> Symbol | None:
     """
     states = [s for s in recipe if s in read and s.kind in ("x", "sum")]
     largest = max(states, key=lambda s: abs(recipe.terms[s]), default=None)
-    return largest if largest is not None and recipe.terms[largest] > mp.mpf(1) / 2 else None
+    return largest if largest is not None and recipe.terms[largest] > 0.5 else None
 
 
 def _output(
     recipe: Combination, base: Symbol | None, names: dict[Symbol, str], dtype: str, store: str | None
 ) -> Output:
     if base is not None:
-        recipe = recipe - Combination.of(base)
-    terms = _terms(recipe.only(lambda s: s.kind != "xi"), names, dtype)
-    noise = _terms(recipe.only(lambda s: s.kind == "xi"), names, dtype)
+        recipe = recipe + Combination.of(base, -mp.one)
+    rounded = _terms(recipe, names, dtype)
+    terms = tuple(term for symbol, term in rounded.items() if symbol.kind != "xi")
+    noise = tuple(term for symbol, term in rounded.items() if symbol.kind == "xi")
     return Output(None if base is None else names[base], terms, noise, store)
 
 
-def _terms(combination: Combination, names: dict[Symbol, str], dtype: str) -> Terms:
+def _terms(combination: Combination, names: dict[Symbol, str], dtype: str) -> dict[Symbol, tuple[str, float]]:
     """Name and rounded coefficient of each term in column order; a term that rounds to zero is left out."""
-    rounded = ((names[s], round_to(combination.terms[s], dtype)) for s in names if s in combination.terms)
-    return tuple((name, c) for name, c in rounded if c != 0)
+    terms = combination.terms
+    rounded = {s: (name, round_to(terms[s], dtype)) for s, name in names.items() if s in terms}
+    return {symbol: term for symbol, term in rounded.items() if term[1]}

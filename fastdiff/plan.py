@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import Any
 
 from fastdiff.bound import result_bound
-from fastdiff.compiler import Compiler
+from fastdiff.compiler import Compiler, Stage
 from fastdiff.emit import emit
 from fastdiff.errors import PlanError
 from fastdiff.explain import explain
 from fastdiff.guidance import Guidance
 from fastdiff.prediction import Prediction, named_prediction
-from fastdiff.real import LOCK, positive
+from fastdiff.real import LOCK, count, positive
 from fastdiff.row import NETWORK_PREFIX, NOISE_PREFIX, Bound, Derived, Draw, Output, Row
 from fastdiff.schedule import Schedule, from_sigmas, named_schedule
 from fastdiff.solver import Solver, named_solver
@@ -223,18 +223,21 @@ def plan(
             raise PlanError(f"noise is {noise!r}; it must be 'counter' or 'caller'")
         if steps is None:
             steps = 18 if isinstance(schedule, str | Schedule) else len([s for s in schedule if s != 0])
-        ode = Ode(chosen, known, guide, churn or Churn(), steps, bound)
+        ode = Ode(chosen, known, guide, churn or Churn(), count(steps, "steps"), bound)
         result = ode.finish(method.solve(ode, ode.start()))
         title = _title(ode, chosen, method)
 
-        def compiled(partial_sums: bool) -> Plan:
-            stages = Compiler(ode, result, partial_sums).stages(denoised)
+        def emitted(stages: list[Stage]) -> Plan:
             rows = tuple(emit(stages, ode.draws, dtype, batched))
             rows = tuple(map(_with_caller_noise, rows)) if noise == "caller" else rows
             return Plan(rows, dtype, title, batched, noise == "caller")
 
+        natural = emitted(Compiler(ode, result, partial_sums=False).stages(denoised))
+        stages = Compiler(ode, result).stages(denoised)
+        if not any(symbol.kind == "sum" for stage in stages for symbol in stage.carried):
+            return natural
         # Partial sums must earn their place: fewer bytes, and an error bound at most 1.5 times the natural one.
-        natural, sums = compiled(partial_sums=False), compiled(partial_sums=True)
+        sums = emitted(stages)
         cheaper = sum(sums.traffic()) < sum(natural.traffic())
         return sums if cheaper and sums.bound().error <= 1.5 * natural.bound().error else natural
 

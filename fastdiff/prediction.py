@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastdiff.errors import PlanError
-from fastdiff.real import Real, mp, positive
+from fastdiff.real import LOCK, Real, mp, positive
 from fastdiff.schedule import Function, iddpm_sigmas, vp_path
 
 
@@ -39,7 +39,8 @@ class Prediction:
 
     def __call__(self, sigma: Real) -> Scalars:
         """``(c_skip, c_out, c_in, c_noise)`` at sigma."""
-        return self.scalars(sigma)
+        with LOCK:
+            return self.scalars(sigma)
 
 
 def edm(sigma_data: float = 0.5) -> Prediction:
@@ -48,7 +49,8 @@ def edm(sigma_data: float = 0.5) -> Prediction:
 
     def scalars(sigma: Real) -> Scalars:
         total = sigma**2 + d**2
-        return Scalars(d**2 / total, sigma * d / mp.sqrt(total), 1 / mp.sqrt(total), mp.log(sigma) / 4)
+        root = mp.sqrt(total)
+        return Scalars(d**2 / total, sigma * d / root, 1 / root, mp.log(sigma) / 4)
 
     return Prediction("edm", scalars)
 
@@ -158,10 +160,11 @@ def conversion(source: Prediction, target: Prediction, sigma: Real) -> tuple[Rea
     Raises:
         PlanError: the target cannot express D at this noise level (its c_out is 0).
     """
-    p, q = source(sigma), target(sigma)
-    if q.c_out == 0:
-        raise PlanError(f"prediction {target.name!r} has c_out = 0 at sigma = {mp.nstr(sigma, 6)}: not invertible")
-    return (p.c_skip - q.c_skip) / q.c_out, p.c_out / q.c_out
+    with LOCK:
+        p, q = source(sigma), target(sigma)
+        if q.c_out == 0:
+            raise PlanError(f"prediction {target.name!r} has c_out = 0 at sigma = {mp.nstr(sigma, 6)}: not invertible")
+        return (p.c_skip - q.c_skip) / q.c_out, p.c_out / q.c_out
 
 
 def _c_noise(name: str) -> Function:

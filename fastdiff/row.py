@@ -117,18 +117,19 @@ class Row:
     branches: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        coefficients = self.labelled_coefficients()
         limits = (
             ("columns", len(self.columns), MAX_COLUMNS),
             ("outputs", len(self.outputs), MAX_OUTPUTS),
             ("draws", len(self.draws), MAX_DRAWS),
-            ("coefficients", len(self.coefficients), MAX_COEFFICIENTS),
+            ("coefficients", len(coefficients), MAX_COEFFICIENTS),
         )
         for what, count, limit in limits:
             if count > limit:
                 raise PlanError(f"a row has {count} {what}; at most {limit} fit in one launch")
         self._check_names()
         told = [("c_noise", self.c_noise), ("sigma", self.sigma)]
-        for label, value in (*self.labelled_coefficients(), *told):
+        for label, value in (*coefficients, *told):
             if not math.isfinite(value):
                 raise PlanError(f"coefficient {label} is {value}; every coefficient must be finite")
 

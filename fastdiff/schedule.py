@@ -5,7 +5,7 @@ Diffusion-Based Generative Models*, 2022 ("EDM"), table 1 and appendix C; Song e
 Modeling through SDEs*, 2021). *Levels* choose ``n`` values of sigma. A *schedule* is both. The EDM paper's
 ablation mixes them freely, and so may you: ``Schedule(edm_levels(), vp_path())``.
 
-All functions take and return 160-bit reals (``fastdiff.real``).
+All functions take and return 160-bit reals (``fastdiff.real``), and any thread may call them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastdiff.errors import PlanError
-from fastdiff.real import Real, mp, not_negative, positive, real
+from fastdiff.real import LOCK, Real, count, expm1, log1p, mp, not_negative, positive, real
 
 Function = Callable[[Real], Real]
 Levels = Callable[[int], list[Real]]
@@ -41,7 +41,7 @@ class Path:
     sigma_inv: Function
     s: Function = lambda t: mp.one
     s_deriv: Function = lambda t: mp.zero
-    end: Real | None = mp.zero
+    end: float | None = 0.0
 
     def with_vp_scale(self) -> Path:
         """The same noise levels with the variance-preserving scale ``s = 1 / sqrt(1 + sigma(t)^2)``."""
@@ -69,13 +69,13 @@ def vp_path(beta_d: float = 19.9, beta_min: float = 0.1) -> Path:
     d, m = positive(beta_d, "beta_d"), not_negative(beta_min, "beta_min")
 
     def sigma(t: Real) -> Real:
-        return mp.sqrt(mp.expm1(d * t * t / 2 + m * t))
+        return mp.sqrt(expm1(d * t * t / 2 + m * t))
 
     def sigma_deriv(t: Real) -> Real:
         return (d * t + m) * (sigma(t) ** 2 + 1) / (2 * sigma(t))
 
     def sigma_inv(level: Real) -> Real:
-        return (mp.sqrt(m * m + 2 * d * mp.log1p(level * level)) - m) / d
+        return (mp.sqrt(m * m + 2 * d * log1p(level * level)) - m) / d
 
     return replace(Path("vp", sigma, sigma_deriv, sigma_inv).with_vp_scale(), name="vp")
 
@@ -179,18 +179,18 @@ class Schedule:
         Raises:
             PlanError: steps is not a positive integer, or levels are not positive and strictly decreasing.
         """
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise PlanError(f"steps is {steps!r}; it must be an integer of at least 1")
-        sigmas = [round_sigma(sigma) for sigma in self.levels(steps)]
-        for i, sigma in enumerate(sigmas):
-            if sigma <= 0 or (i and sigma >= sigmas[i - 1]):
-                shown = ", ".join(f"{float(s):.6g}" for s in sigmas[max(i - 1, 0) : i + 1])
-                raise PlanError(
-                    f"noise levels must be positive and strictly decreasing, but level {i} is not: {shown}; "
-                    "use fewer steps or other levels"
-                )
-        times = [self.path.sigma_inv(sigma) for sigma in sigmas]
-        return times if self.path.end is None else [*times, self.path.end]
+        with LOCK:
+            sigmas = [round_sigma(sigma) for sigma in self.levels(count(steps, "steps"))]
+            for i, sigma in enumerate(sigmas):
+                if sigma <= 0 or (i and sigma >= sigmas[i - 1]):
+                    shown = ", ".join(f"{float(s):.6g}" for s in sigmas[max(i - 1, 0) : i + 1])
+                    raise PlanError(
+                        f"noise levels must be positive and strictly decreasing, but level {i} is not: {shown}; "
+                        "use fewer steps or other levels"
+                    )
+            times = [self.path.sigma_inv(sigma) for sigma in sigmas]
+            end = self.path.end
+        return times if end is None else [*times, real(end, "end")]
 
 
 def named_schedule(name: str) -> Schedule:

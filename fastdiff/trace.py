@@ -135,9 +135,9 @@ class Ode:
         if name not in self.variables:
             self.variables[name] = Definition(x)
         self.evaluations.append(Evaluation(name, sigma, s, scalars, tuple(weights), self.step))
-        d = Combination.of(name) * (scalars.c_skip / s)
+        d = Combination.of(name, scalars.c_skip / s)
         for branch, weight in weights.items():
-            d = d + Combination.of(Symbol("F", k, branch)) * (scalars.c_out * weight)
+            d = d + Combination.of(Symbol("F", k, branch), scalars.c_out * weight)
         denoised = Symbol("D", k)
         self.variables[denoised] = Definition(d, self.clip)
         return Combination.of(denoised)
@@ -147,8 +147,9 @@ class Ode:
         sigma, sigma_deriv = self.path.sigma(t), self.path.sigma_deriv(t)
         s, s_deriv = self.path.s(t), self.path.s_deriv(t)
         d = self.denoise(x, t)
-        seen = Combination.of(self.evaluations[-1].x)
-        return seen * (sigma_deriv / sigma + s_deriv / s) - d * (sigma_deriv * s / sigma), seen
+        seen, rate = self.evaluations[-1].x, sigma_deriv / sigma
+        slope = Combination.of(seen, rate + s_deriv / s) - d * (sigma_deriv * s / sigma)
+        return slope, Combination.of(seen)
 
     def keep(self, name: str, combination: Combination) -> Combination:
         """Declare a history that later steps will read, such as a slope of a multistep method."""

@@ -101,10 +101,19 @@ def test_noise_of_many_small_samples(isa: str, shape: tuple[int, ...], dtype: to
         assert same_bits(out, expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 20, 21), (2, 130, 5, 3), (2, 700, 1, 2), (1, 4, 3, 9, 11), (3, 5, 1, 1)])
-def test_noise_follows_the_logical_index(isa: str, shape: tuple[int, ...]) -> None:
+CHANNELS_LAST = [(2, 3, 20, 21), (2, 130, 5, 3), (2, 700, 1, 2), (1, 4, 3, 9, 11), (3, 5, 1, 1)]
+# Whole rectangles and what is left beside them: rows of one block, rows that begin inside one, channels left over.
+CHANNELS_LAST += [(2, c, 16, 20) for c in (2, 3, 4, 7)] + [
+    (2, c, 8, 8) for c in (8, 16, 20, 64, 127, 128, 192, 256, 320, 640)
+]
+CHANNELS_LAST += [(1, c, 7, 9) for c in (8, 33, 129, 192, 256, 320, 641)] + [(1, 320, 2, 3, 10), (2, 24, 1, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", CHANNELS_LAST, ids=str)
+def test_noise_follows_the_logical_index(isa: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-    out, expected = torch.empty(shape, memory_format=last), torch.empty(shape)
+    out, expected = torch.empty(shape, dtype=dtype, memory_format=last), torch.empty(shape, dtype=dtype)
     seeds, draws = torch.arange(shape[0]), torch.tensor([[4, 0, 0, 0]])
     cpu.fill_noise(out, seeds, draws)
     reference.fill_noise(expected, seeds, draws)
@@ -184,7 +193,9 @@ def test_outputs_that_overwrite_each_others_columns(isa: str) -> None:
             assert same_bits(found, expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 70_007), (3, 40_000), (4097, 17), (90_000, 1), (2, 3, 130, 131)])
+@pytest.mark.parametrize(
+    "shape", [(1, 70_007), (3, 40_000), (4097, 17), (90_000, 1), (2, 3, 130, 131), (2, 320, 9, 12)]
+)
 def test_threads_do_not_change_bits(isa: str, two_threads: None, shape: tuple[int, ...]) -> None:
     row = Row(("x", "F"), (Output("x", (("F", 1.0),), (("xi", 1.0),), "x"),), (("xi", Draw(1, 3)),), network=0)
     formats = [torch.contiguous_format, torch.channels_last] if len(shape) == 4 else [torch.contiguous_format]

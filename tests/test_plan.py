@@ -136,6 +136,7 @@ def test_numbers_of_numpy_and_exact_fractions_are_settings() -> None:
     for kind in (np.float32, np.float64, Fraction):
         given = plan([kind(8.0), kind(0.5)], "edm", "euler", guidance=kind(2), clip=kind(1.5), churn=Churn(kind(1.5)))
         assert given == expected
+    assert plan(steps=np.int64(7)) == plan(steps=7)
 
 
 def test_a_schedule_of_sigmas_says_how_many_steps() -> None:
@@ -328,6 +329,8 @@ def test_traffic_counts_state_and_network_bytes() -> None:
         ({"schedule": [1.0, 0.5, 0.5]}, "strictly decreasing, but level 2 is not: 0.5, 0.5"),
         ({"schedule": []}, "sigmas is empty"),
         ({"schedule": [1.0, 0.5], "steps": 3}, "steps is 3, but 2 sigmas were given"),
+        ({"steps": np.float64(18.5)}, r"steps is .*18.5.*; it must be an integer of at least 1$"),
+        ({"steps": 18.0}, "steps is 18.0; it must be an integer of at least 1; write 18"),
         ({"schedule": "cosine"}, "schedule is 'cosine'; known names are edm, vp, ve, iddpm"),
         ({"prediction": "noise"}, "prediction is 'noise'; known names are edm, vp"),
         ({"solver": "dpm"}, "solver is 'dpm'; known names are euler, heun"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 
@@ -12,10 +14,12 @@ import pytest
 import textbook
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpmath.ctx_mp_python import PythonMPContext
 
-from fastdiff import schedule
+from fastdiff import prediction, schedule
 from fastdiff.errors import PlanError
-from fastdiff.real import mp, real, round_to
+from fastdiff.prediction import PREDICTIONS, conversion, epsilon, v
+from fastdiff.real import expm1, log1p, mp, real, round_to
 from fastdiff.schedule import Path, Schedule
 
 PATHS = {
@@ -29,7 +33,7 @@ PATHS = {
     "smld, vp scale": schedule.smld_path().with_vp_scale(),
 }
 TIMES = ("0.001", "0.1", "0.37", "0.75", "0.999")
-# 160 bits are 48 digits; the functions lose a few of them (expm1 at small arguments is exact in mpmath).
+# 160 bits are 48 digits; the functions lose a few of them.
 DIGITS_40 = mp.mpf(10) ** -40
 
 
@@ -165,13 +169,97 @@ def test_a_network_moves_levels_to_those_it_knows() -> None:
         (lambda: schedule.named_schedule("iddpm").grid(2000), "use fewer steps or other levels"),
         *[
             (lambda n=n: schedule.named_schedule("edm").grid(n), "it must be an integer of at least 1")
-            for n in (0, -1, 2.5, True, "3", math.nan)
+            for n in (0, -1, 2.5, True, "3", math.nan, np.int64(0), np.True_, np.float32(2.5))
         ],
+        (
+            lambda: schedule.named_schedule("edm").grid(4.0),
+            "steps is 4.0; it must be an integer of at least 1; write 4",
+        ),
     ],
 )
 def test_bad_settings_are_refused_with_the_value_and_what_is_allowed(make, complaint: str) -> None:
     with pytest.raises(PlanError, match=complaint):
         make()
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int16])
+def test_steps_may_be_an_integer_of_another_library(kind) -> None:
+    assert schedule.named_schedule("edm").grid(kind(5)) == schedule.named_schedule("edm").grid(5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(-(2**160), 2**160), st.integers(-1300, -155))
+def test_expm1_and_log1p_are_rounded_once(mantissa: int, exponent: int) -> None:
+    """Against mpmath with 2,000 bits: half a unit in the last of 160 bits, and the error of 20 guard bits."""
+    x = mp.ldexp(mantissa, exponent)
+    with mpmath.workprec(2000):
+        wide = mpmath.mpf(mantissa) * mpmath.mpf(2) ** exponent
+        cases = [(expm1, mpmath.expm1)] + ([(log1p, mpmath.log1p)] if x > -1 else [])
+        for ours, exact in cases:
+            true = exact(wide)
+            unit = mpmath.mpf(2) ** (mpmath.mag(true) - 160)
+            assert abs(mpmath.mpf(ours(x)) - true) <= unit * (mpmath.mpf(1) / 2 + mpmath.mpf(2) ** -18)
+
+
+def formulas() -> list[object]:
+    """Every formula of this package at a few places."""
+    paths = [schedule.vp_path(), schedule.smld_path(), *PATHS.values()]
+    times = [mp.mpf(t) for t in TIMES]
+    values: list[object] = [
+        f(t)
+        for path in paths
+        for t in times
+        for f in (path.sigma, path.sigma_deriv, path.sigma_inv, path.s, path.s_deriv)
+    ]
+    values += [schedule.named_schedule(name).levels(5) for name in schedule.SCHEDULES]
+    values += [PREDICTIONS[name]().scalars(t) for name in PREDICTIONS for t in times]
+    values += [conversion(epsilon(), v(), t) for t in times]
+    return values
+
+
+def test_no_formula_changes_the_precision_that_threads_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mpmath's own expm1 and log1p do, for a while: another thread's numbers would then be rounded elsewhere."""
+
+    def refuse(context: object, bits: int) -> None:
+        raise AssertionError(f"the precision was set to {bits}")
+
+    expected = formulas()
+    monkeypatch.setattr(PythonMPContext, "prec", property(lambda context: context._prec, refuse))
+    assert formulas() == expected
+    with pytest.raises(AssertionError, match="the precision was set"):
+        mp.expm1(mp.one)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: schedule.named_schedule("vp").grid(4),
+        lambda: prediction.edm()(mp.mpf(3)),
+        lambda: conversion(epsilon(), v(), mp.mpf(3)),
+    ],
+    ids=["grid", "prediction", "conversion"],
+)
+def test_a_direct_call_waits_for_a_formula_that_raises_the_precision(call: Callable[[], object]) -> None:
+    expected = call()
+    raised, found, seen = threading.Event(), threading.Event(), []
+
+    def levels(n: int) -> list[object]:
+        with mp.workprec(400):
+            raised.set()
+            # Without the lock the other thread is done long before this ends.
+            found.wait(0.3)
+        return [mp.mpf(2), mp.one]
+
+    def other() -> None:
+        raised.wait()
+        seen.append(call())
+        found.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    Schedule(levels, schedule.linear_path()).grid(2)
+    thread.join()
+    assert seen == [expected]
 
 
 @pytest.mark.parametrize("value", [True, "1", None, 1j, [1.0]])

@@ -157,9 +157,9 @@ class Runtime:
         assert self.capturing is None, "two captures at once"
         assert capture_error_mode == "thread_local", "other threads could not allocate memory"
         if stream is None:
-            stream = self._first = self._first or self.Stream()
+            stream = self._first = self._first or Stream(self, "default")
         assert stream.device == self.device_now, "the stream is one of another device: nothing would be recorded"
-        self.happens("capture begins")
+        self.happens(f"capture begins on {stream.name}")
         before, self.capturing = self.current_stream(), into
         self.set_stream(stream)
         try:

@@ -1,0 +1,27 @@
+"""Importing the package: cheap, because what an import does not need is loaded when it is first used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# torch itself brings numpy and tqdm.
+LATER = ("mpmath", "rich", "click", "safetensors", "PIL", "triton", "matplotlib", "scipy")
+
+REPORT = """
+import sys
+import torch
+before = set(sys.modules)
+import fastdiff
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+fastdiff.plan(steps=2)
+print("mpmath" in sys.modules)
+"""
+
+
+def test_an_import_loads_nothing_that_it_does_not_need() -> None:
+    run = subprocess.run([sys.executable, "-c", REPORT], capture_output=True, text=True, check=True)
+    loaded, compiled_with_mpmath = run.stdout.splitlines()
+    assert "fastdiff" in loaded.split()
+    assert not set(LATER) & set(loaded.split())
+    assert compiled_with_mpmath == "True"
