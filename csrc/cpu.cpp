@@ -88,11 +88,17 @@ class Launch {
 
   // Elements [begin, end) of sample b, in the order of memory.
   void tiles(int64_t b, int64_t begin, int64_t end) {
+    const int64_t part = walk.far ? kTile<T> / 4 : kTile<T>;
     for (int64_t i = begin; i < end; i += kTile<T>) {
       const int64_t n = end - i < kTile<T> ? end - i : kTile<T>;
       for (uint64_t rest = used >> kFirstDraw << kFirstDraw; rest; rest &= rest - 1)
         draw(__builtin_ctzll(rest), b, i, n);
-      tile(b, i, n);
+      for (int64_t done = 0; done < n; done += part) {
+        tile(b, i + done, n - done < part ? n - done : part);
+        // The noise of the next part.
+        for (uint64_t rest = used >> kFirstDraw << kFirstDraw; rest; rest &= rest - 1)
+          source[__builtin_ctzll(rest)] += part;
+      }
     }
   }
 
@@ -255,6 +261,11 @@ class Launch {
     (stream ? kNarrow<T, true> : kNarrow<T, false>)[to.dtype](out, from, c, n);
   }
 
+  // Asks for memory that will be read soon; past the end it does no harm.
+  static void prefetch(const char* at, int64_t bytes) {
+    for (int64_t k = 0; k < bytes; k += 64) __builtin_prefetch(at + k);
+  }
+
   // Elements [i, i + n) of sample b, whose noise is drawn already.
   void tile(int64_t b, int64_t i, int64_t n) {
     for (uint64_t rest = used & (bit(kDerived) - 1); rest; rest &= rest - 1) {
@@ -262,6 +273,7 @@ class Launch {
       const Buffer& column = a.column[s];
       const char* at = (const char*)column.data + (b * column.batch_stride + i) * kItemSize[column.dtype];
       source[s] = (const T*)at;
+      if (walk.stream) prefetch(at + n * kItemSize[column.dtype], n * kItemSize[column.dtype]);
       if (column.dtype == a.state) continue;
       kWiden<T>[column.dtype](slot(s), at, n);
       source[s] = slot(s);

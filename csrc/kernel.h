@@ -11,6 +11,8 @@ struct Walk {
   bool flat;
   // The tensors do not fit in the last-level cache: outputs that are not read here bypass it.
   bool stream;
+  // They come from far off: short tiles keep more of them on their way at a time.
+  bool far;
 };
 
 // Runs the elements [begin, end) of the launch, counted through all samples (or through the flat one); a

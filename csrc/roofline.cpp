@@ -1,119 +1,105 @@
+// Sorts the streams of a launch and finds the loop that was compiled for them.
 #include "roofline.h"
 
-#include <string.h>
+#include <algorithm>
+#include <utility>
 
 #ifdef FD_X86
-#include <emmintrin.h>
-#define FD_CLONES __attribute__((target_clones("avx2", "default")))
-#else
-#define FD_CLONES
+#include <immintrin.h>
 #endif
 
 namespace fastdiff {
-
 namespace {
 
-// Elements that are read before the first of them is written: the fastest choice measured, where stores bypass
-// the caches and where they do not.
-constexpr int64_t kBypassTile = 256, kCachedTile = 1024;
+constexpr int64_t kLine = 64;
+// How far ahead, in bytes of a narrow array, a pass around the caches asks for what it will read.
+constexpr int64_t kAhead = 512;
+// Elements that the loop for any arrays reads before it overwrites the first of them.
+constexpr int64_t kTile = 256;
+constexpr uint64_t kEveryByte = 0x0101010101010101;
 
-// 32 bytes anywhere in memory.
-typedef uint64_t Lanes __attribute__((vector_size(32)));
-typedef uint64_t Unaligned __attribute__((vector_size(32), aligned(1), may_alias));
-constexpr int64_t kLanes = sizeof(Lanes);
+using Loop = void (*)(const Pass&);
 
-#define FD_READ(at, i) *(const Unaligned*)(data[i] + (at))
-
-// Up to four arrays side by side, so that the memory has as much to do at once as in a launch.
-FD_CLONES void read_all(const char* const* data, int arrays, int64_t bytes, Lanes* seen) {
-  Lanes sum[4] = {};
-  int64_t at = 0;
-  if (arrays == 1) {
-    for (; at + kLanes <= bytes; at += kLanes) sum[0] |= FD_READ(at, 0);
-  } else if (arrays == 2) {
-    for (; at + kLanes <= bytes; at += kLanes) sum[0] |= FD_READ(at, 0), sum[1] |= FD_READ(at, 1);
-  } else if (arrays == 3) {
-    for (; at + kLanes <= bytes; at += kLanes) {
-      sum[0] |= FD_READ(at, 0), sum[1] |= FD_READ(at, 1), sum[2] |= FD_READ(at, 2);
-    }
-  } else {
-    for (; at + kLanes <= bytes; at += kLanes) {
-      sum[0] |= FD_READ(at, 0), sum[1] |= FD_READ(at, 1), sum[2] |= FD_READ(at, 2), sum[3] |= FD_READ(at, 3);
-    }
-  }
-  for (; at < bytes; ++at) {
-    for (int i = 0; i < arrays; ++i) sum[i][0] |= (uint64_t)(uint8_t)data[i][at];
-  }
-  *seen |= sum[0] | sum[1] | sum[2] | sum[3];
+// Loops are compiled for the numbers of arrays that launches have. Of one size: up to four reads and four
+// writes. Of two: one or two reads of each, at most one wide write, which is kept, and one or two narrow ones
+// of one use.
+constexpr bool occurs(int ratio, int read_wide, int read, int, int kept, int, int around) {
+  if (ratio == 1) return read && kept + around >= 1 && kept + around <= 4;
+  return read_wide && read && !kept != !around;
 }
 
-FD_CLONES void write_all(char* data, int64_t bytes, const Lanes* seen) {
-  const Lanes value = *seen;
-  int64_t at = 0;
-  for (; at + kLanes <= bytes; at += kLanes) *(Unaligned*)(data + at) = value;
-  memcpy(data + at, &value, (size_t)(bytes - at));
+// The most arrays of the next sort, where those before are known.
+template <class... Known>
+constexpr int most(int ratio, Known...) {
+  constexpr int kSame[] = {0, 4, 0, 4, 0, 4, 0}, kMixed[] = {2, 2, 1, 2, 0, 2, 0};
+  return (ratio == 1 ? kSame : kMixed)[sizeof...(Known)];
 }
 
-void write_around(char* data, int64_t bytes, const Lanes* seen) {
+}  // namespace
+}  // namespace fastdiff
+
+#define FD_ISA scalar
+#define FD_BITS 128
+#define FD_TARGET
+#include "roofline_loops.h"
 #ifdef FD_X86
-  if (((uintptr_t)data & 15) == 0) {
-    __m128i half[2];
-    memcpy(half, seen, sizeof(half));
-    int64_t at = 0;
-    for (; at + kLanes <= bytes; at += kLanes) {
-      _mm_stream_si128((__m128i*)(data + at), half[0]);
-      _mm_stream_si128((__m128i*)(data + at + 16), half[1]);
-    }
-    return write_all(data + at, bytes - at, seen);
-  }
+#undef FD_ISA
+#undef FD_BITS
+#undef FD_TARGET
+#define FD_ISA avx2
+#define FD_BITS 256
+#define FD_TARGET __attribute__((target("avx2")))
+#include "roofline_loops.h"
 #endif
-  write_all(data, bytes, seen);
+
+namespace fastdiff {
+namespace {
+
+// With the widest instructions of this machine, whichever the kernels are told to use. Wider ones than AVX2
+// would not have more lines on their way.
+Loop widest_loop(const Pass& pass) {
+#ifdef FD_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) return avx2::find_loop(pass);
+#endif
+  return scalar::find_loop(pass);
 }
 
-// Arrays of one item size, at most four.
-struct Group {
-  int64_t item;
-  int arrays;
-  char* data[4];
-};
+// Whether a launch could store to it around the caches: nobody reads it, and it begins with a line.
+bool goes_around(const Stream& write, const std::vector<Stream>& reads) {
+  const auto same = [&](const Stream& read) { return read.data == write.data; };
+  return std::none_of(reads.begin(), reads.end(), same) && (uintptr_t)write.data % kLine == 0;
+}
 
-std::vector<Group> grouped(const std::vector<Stream>& streams) {
-  std::vector<Group> groups;
-  for (const Stream& stream : streams) {
-    if (groups.empty() || groups.back().item != stream.item || groups.back().arrays == 4) {
-      groups.push_back({stream.item, 0, {}});
-    }
-    groups.back().data[groups.back().arrays++] = stream.data;
+Pass make_pass(const std::vector<Stream>& reads, const std::vector<Stream>& writes, int64_t elements,
+               bool bypass) {
+  Pass pass;
+  pass.elements = elements;
+  pass.streams = reads;
+  for (Stream write : writes) {
+    write.use = bypass && goes_around(write, reads) ? kAround : kKept;
+    pass.streams.push_back(write);
   }
-  return groups;
+  std::stable_sort(pass.streams.begin(), pass.streams.end(), [](const Stream& a, const Stream& b) {
+    return a.use != b.use ? a.use < b.use : a.item > b.item;
+  });
+  int64_t wide = 0;
+  if (!pass.streams.empty()) pass.narrow = pass.streams[0].item;
+  for (const Stream& s : pass.streams)
+    pass.narrow = std::min(pass.narrow, s.item), wide = std::max(wide, s.item);
+  pass.ratio = wide ? wide / pass.narrow : 1;
+  for (const Stream& s : pass.streams) {
+    ++pass.count[2 * s.use + (s.item == pass.narrow)];
+    if (s.item != wide && s.item != pass.narrow) pass.ratio = 0;
+  }
+  pass.loop = widest_loop(pass);
+  return pass;
 }
 
 }  // namespace
 
-void Streams::touch(bool bypass) const {
-  std::vector<bool> around;
-  for (const Stream& write : writes) {
-    bool only_written = true;
-    for (const Stream& read : reads) only_written = only_written && read.data != write.data;
-    around.push_back(bypass && only_written);
-  }
-  const std::vector<Group> groups = grouped(reads);
-  const int64_t tile = bypass ? kBypassTile : kCachedTile;
-  for (int64_t first = 0; first < elements; first += tile) {
-    const int64_t count = elements - first < tile ? elements - first : tile;
-    Lanes seen = {};
-    for (const Group& group : groups) {
-      const char* data[4];
-      for (int i = 0; i < group.arrays; ++i) data[i] = group.data[i] + first * group.item;
-      read_all(data, group.arrays, count * group.item, &seen);
-    }
-    for (size_t i = 0; i < writes.size(); ++i) {
-      (around[i] ? write_around : write_all)(writes[i].data + first * writes[i].item, count * writes[i].item, &seen);
-    }
-  }
-#ifdef FD_X86
-  _mm_sfence();
-#endif
-}
+Streams::Streams(const std::vector<Stream>& reads, const std::vector<Stream>& writes, int64_t elements)
+    : cached_(make_pass(reads, writes, elements, false)),
+      bypassing_(make_pass(reads, writes, elements, true)) {}
 
 }  // namespace fastdiff

@@ -1,4 +1,4 @@
-"""Outputs that bypass the cache, which the kernels take for tensors that do not fit in it."""
+"""Launches that move much: in short tiles, and with outputs that bypass the cache where they do not fit in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastdiff.backends import cpu, reference
-from fastdiff.row import Output, Row
+from fastdiff.row import Draw, Output, Row
 from fastdiff.testing import same_bits
 
 HOST = cpu.host()
@@ -20,6 +20,16 @@ COEF = torch.tensor([[0.37, 1.9]])
 UNKNOWN_CACHE = 32 << 20
 """What the kernels assume where the system does not say (``csrc/launch.cpp``)."""
 COPIES = 12
+
+
+NOISY = Row(
+    ("x", "f"),
+    (Output("x", (("f", 1.0),), (("xi", 1.0),), store="w"), Output(None, (("x", 1.0),), (("xi", 1.0),), store="v")),
+    (("xi", Draw(1, 0)),),
+    network=0,
+)
+FAR = 16 << 20
+"""Launches that move more bytes go by short tiles (``csrc/launch.cpp``)."""
 
 
 def cache_bytes() -> int:
@@ -51,3 +61,26 @@ def test_outputs_larger_than_the_cache_have_the_reference_bits(isa: str, dtype: 
     assert same_bits(w, expected)
     for copy in z:
         assert same_bits(copy[None], expected_z)
+
+
+@pytest.mark.parametrize("isa", HOST.isas() if HOST else [])
+@pytest.mark.parametrize(("state", "network"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float32)])
+def test_launches_that_move_much_have_the_reference_bits(isa: str, state: torch.dtype, network: torch.dtype) -> None:
+    """Noise is drawn for several tiles at once, in samples whose last tile is short."""
+    numel = FAR // (2 * (3 * state.itemsize + 2 * network.itemsize)) + 3
+    assert 2 * numel * (3 * state.itemsize + 2 * network.itemsize) > FAR
+    x = torch.arange(2 * numel).remainder_(65521).mul(0.001).to(state).view(2, numel)
+    f = x.flip(1).to(network)
+    coef, seeds, draws = torch.tensor([[0.37, 1.9, 0.5, 0.7, 1.1]], dtype=state), torch.tensor([3, 8]), NOISY.draws
+    counters = torch.tensor([[[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in draws]])
+    made = []
+    for run in (cpu.stage, reference.stage):
+        outputs = [torch.empty_like(x), torch.empty_like(x)], torch.empty_like(f)
+        before = HOST.isa()
+        HOST.set_isa(isa)
+        try:
+            run([x, f], coef, None, seeds, counters, NOISY.program, *outputs)
+        finally:
+            HOST.set_isa(before)
+        made.append([*outputs[0], outputs[1]])
+    assert all(map(same_bits, *made))

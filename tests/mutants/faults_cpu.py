@@ -27,6 +27,13 @@ RACES = "tests/sanitizers/test_cpu_sanitized.py::test_no_race_between_threads"
 MEMORY = "tests/sanitizers/test_cpu_sanitized.py::test_no_byte_out_of_bounds_and_nothing_undefined"
 
 CPU = (
+    Mutant(
+        "later parts of a tile have the noise of the first",
+        "csrc/cpu.cpp",
+        "source[__builtin_ctzll(rest)] += part;",
+        "source[__builtin_ctzll(rest)] += 0;",
+        "tests/test_cpu_stream.py::test_launches_that_move_much_have_the_reference_bits",
+    ),
     # A sample in tiles.
     Mutant(
         "the batch stride is the sample's size",
