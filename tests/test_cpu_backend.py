@@ -107,6 +107,8 @@ CHANNELS_LAST += [(2, c, 16, 20) for c in (2, 3, 4, 7)] + [
     (2, c, 8, 8) for c in (8, 16, 20, 64, 127, 128, 192, 256, 320, 640)
 ]
 CHANNELS_LAST += [(1, c, 7, 9) for c in (8, 33, 129, 192, 256, 320, 641)] + [(1, 320, 2, 3, 10), (2, 24, 1, 2)]
+# Small samples, several to a tile, which ends between the channels of a position.
+CHANNELS_LAST += [(40, 3, 5, 3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

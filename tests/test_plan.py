@@ -91,6 +91,11 @@ def test_the_digest_tells_any_two_settings_apart(change: dict[str, Any]) -> None
     assert plan(**FULL | change).sha256 != plan(**FULL).sha256
 
 
+def test_the_digest_tells_state_types_of_the_same_numbers_apart() -> None:
+    compiled = plan(**FULL)
+    assert dataclasses.replace(compiled, dtype="float64").sha256 != compiled.sha256
+
+
 def test_the_digest_is_of_the_numbers_not_of_the_words() -> None:
     compiled = plan(**FULL)
     renamed = dataclasses.replace(compiled, description="mine")

@@ -125,9 +125,12 @@ def test_the_loop_in_cpp_and_the_op_give_the_same_bits():
     class Subclass(torch.Tensor):
         """The loop in C++ takes plain tensors only, so this goes through the dispatcher."""
 
-    direct = fastdiff.sample(lambda z, c: z * 0.3, plan, SHAPE, 0)
-    dispatched = fastdiff.sample(lambda z, c: (z * 0.3).as_subclass(Subclass), plan, SHAPE, 0)
-    mixed = fastdiff.sample(lambda z, c: (z * 0.3).as_subclass(Subclass) if c[0] > 0 else z * 0.3, plan, SHAPE, 0)
+    def own(z, c):
+        return z * torch.linspace(0.1, 0.6, len(z)).view(-1, 1, 1, 1)  # so that branches differ
+
+    direct = fastdiff.sample(own, plan, SHAPE, 0)
+    dispatched = fastdiff.sample(lambda z, c: own(z, c).as_subclass(Subclass), plan, SHAPE, 0)
+    mixed = fastdiff.sample(lambda z, c: own(z, c).as_subclass(Subclass) if c[0] > 0 else own(z, c), plan, SHAPE, 0)
     assert same_bits(direct, dispatched)
     assert same_bits(direct, mixed)
 

@@ -5,7 +5,8 @@
   value to Python is a wait for the device.
 - fastdiff's C++ loop does not pass the dispatcher. Its launches are counted by the loop itself; its bytes are those of
   the tensors that the same rows read and write when they are sent through the op ``fastdiff::stage`` instead.
-- Memory is what torch's allocator reports to its profiler: the most that was held at once, network output excluded.
+- Nor do launches on a GPU. Each call of the backend's ``stage`` is counted, with the tensors that it is handed.
+- Memory is what torch's allocator reports: the most that was held at once, network output excluded.
 
 Counts do not depend on the size, so a small batch is audited, always with the network that costs nothing. As many steps
 are audited as people take (18, of which the last one differs), because some libraries look things up in the first one.
@@ -13,23 +14,27 @@ are audited as people take (18, of which the last one differs), because some lib
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastdiff.backends import registry
+from fastdiff.backends.registry import Backend, Prepared
 from fastdiff.bench.contestant import Contestant, Job, Rows
-from fastdiff.bench.workload import FREE, Workload, first_noise, free_network, sample_shape
+from fastdiff.bench.workload import FREE, Model, Workload, first_noise, free_network, sample_shape
 
 _audited: dict[tuple[str, Workload], Costs] = {}
 WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2")
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+COPIES = ("copy_", "_to_copy")
 STAGE = "fastdiff::stage"
+SEEN = ("cpu", "reference")
+"""Backends whose work passes the dispatcher, as an op of fastdiff or as operations of torch."""
 AUDITED_ELEMENTS, AUDITED_STEPS = 16384, 17
 
 
@@ -64,6 +69,11 @@ class Counter(TorchDispatchMode):
         self.elements = elements
         self.launches = self.waits = self.bytes = self.stages = 0
 
+    def launched(self, tensors: Iterable[Tensor | None]) -> None:
+        """Count a launch that passes no dispatcher, on these tensors; one in place is given twice."""
+        self.launches += 1
+        self.bytes += sum(map(self._size, tensors))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count it."""
         kwargs = kwargs or {}
@@ -76,6 +86,7 @@ class Counter(TorchDispatchMode):
             self.launches += 1
             self.stages += name == STAGE
             self.bytes += self._traffic(func, args, kwargs, result)
+            self.waits += short in COPIES and _is_waited_for(args, kwargs, result)
         return result
 
     def _traffic(self, func: Any, args: Any, kwargs: Any, result: Any) -> int:
@@ -105,15 +116,17 @@ def audit(contestant: Contestant, workload: Workload) -> Costs:
 
 
 def _audit(contestant: Contestant, small: Workload) -> Costs:
-    model, noise = free_network(small), first_noise(small)
+    noise = first_noise(small)
 
-    def start() -> Job:
+    def start(model: Model) -> Job:
         return contestant.start(small, model, noise)
 
     allocations, peak = _memory(start, small)
+    evaluations = small.plan.evaluations if contestant.whole else small.evaluations
+    allocations, peak = allocations / evaluations, peak / small.elements
     if not contestant.eager:
         return Costs(None, None, None, allocations, peak)
-    launches, traffic, waits = _dispatched(start(), small)
+    launches, traffic, waits = _dispatched(start, small)
     if launches == 0:
         raise RuntimeError(f"{contestant.name} was audited and launched nothing")
     return Costs(launches, traffic, waits, allocations, peak)
@@ -127,18 +140,53 @@ def small(workload: Workload) -> Workload:
     return replace(workload, batch=batch, sample=sample, steps=AUDITED_STEPS, network=FREE)
 
 
-def _dispatched(job: Job, workload: Workload) -> tuple[float, float, float]:
+def _dispatched(start: Callable[[Model], Job], workload: Workload) -> tuple[float, float, float]:
     """Launches, bytes per element and waits of one evaluation."""
-    loop = getattr(job.run, "_loop", None) if isinstance(job, Rows) else None
-    before = 0 if loop is None else loop.index
-    with Counter(workload.elements) as counter:
-        job.advance()
+    with _watched(Counter(workload.elements)) as counter:
+        job = start(free_network(workload))
+        loop = job.run._loop if isinstance(job, Rows) else None
+        before = 0 if loop is None else loop.index
+        counter.launches = counter.bytes = 0
+        with counter:
+            job.advance()
     launches, traffic = counter.launches, counter.bytes
     if loop is not None:
         launches += loop.index - before - counter.stages
         traffic = _traffic_through_op(job, workload)
     n = workload.evaluations
     return launches / n, traffic / n / workload.elements, counter.waits / n
+
+
+@contextmanager
+def _watched(counter: Counter) -> Iterator[Counter]:
+    """Inside, every launch of a backend that passes no dispatcher is counted."""
+    before = registry.BACKENDS
+    registry.BACKENDS = tuple(b if b.name in SEEN else _counted(b, counter) for b in before)
+    try:
+        yield counter
+    finally:
+        registry.BACKENDS = before
+
+
+def _counted(backend: Backend, counter: Counter) -> Backend:
+    """The same backend; each launch is counted with all that it reads and writes."""
+
+    def stage(columns: Sequence[Tensor], *rest: Any) -> None:
+        *_, stores, z = rest
+        counter.launched((*columns, *stores, z))
+        backend.stage(columns, *rest)
+
+    def prepare(columns: Sequence[Tensor | None], *rest: Any) -> Prepared:
+        *_, stores, z = rest
+        launch = backend.prepared(columns, *rest)
+
+        def counted(given: Sequence[Tensor]) -> None:
+            counter.launched((*columns, *given, *stores, z))
+            launch(given)
+
+        return counted
+
+    return replace(backend, stage=stage, prepare=prepare)
 
 
 def _traffic_through_op(job: Any, workload: Workload) -> int:
@@ -150,27 +198,19 @@ def _traffic_through_op(job: Any, workload: Workload) -> int:
     return counter.bytes
 
 
-def _memory(start: Callable[[], Job], workload: Workload) -> tuple[float, float]:
-    """Allocations of one evaluation, and the most bytes per element held at once."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    start().advance()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as setting_up:
-        job = start()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as stepping:
-        job.advance()
-    held = _allocator_events(setting_up)
-    changes = _allocator_events(stepping)
-    total = most = sum(held)
-    for change in changes:
-        total += change
-        most = max(most, total)
-    return sum(change > 0 for change in changes) / workload.evaluations, most / workload.elements
+def _memory(start: Callable[[Model], Job], workload: Workload) -> tuple[int, int]:
+    """Allocations of one advance, and the most bytes held at once."""
+    # A first job compiles. The one that is looked at has a network of its own, so that a recording of it is made anew.
+    start(free_network(workload)).advance()
+    model = free_network(workload)
+    return workload.device.memory(lambda: start(model), lambda job: job.advance())
 
 
-def _allocator_events(recorded: Any) -> list[int]:
-    """Bytes by which every call of the allocator changed what is held."""
-    events = recorded.profiler.kineto_results.events()
-    return [event.nbytes() for event in events if event.name() == "[memory]"]
+def _is_waited_for(args: Any, kwargs: Any, result: Any) -> bool:
+    """Whether a copy is one between host and device for which the host waits."""
+    places = {leaf.device.type for leaf in tree_leaves((args, result)) if isinstance(leaf, Tensor)}
+    asynchronous = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
+    return len(places) > 1 and not asynchronous
 
 
 def _is_view(func: Any) -> bool:

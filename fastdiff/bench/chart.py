@@ -9,6 +9,7 @@ import io
 from itertools import cycle
 from typing import Any
 
+from fastdiff.bench.device import CPU
 from fastdiff.bench.record import settings
 from fastdiff.bench.workload import FREE, format_size
 from fastdiff.errors import InputError
@@ -53,10 +54,15 @@ def encode_png(record: dict[str, Any]) -> bytes:
         axes.grid(alpha=0.3)
     figure.legend(handles=_legend(series), loc="outside lower center", ncols=4, fontsize=8)
     interrupted = " · INTERRUPTED, cases are missing" if record["partial"] else ""
-    figure.suptitle(f"{record['machine']['processor']}, one thread · {record['command']}{interrupted}", fontsize=10)
+    figure.suptitle(f"{_where(record)}, {record['runs_on']} · {record['command']}{interrupted}", fontsize=10)
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
+
+
+def _where(record: dict[str, Any]) -> str:
+    """The processor, or the GPU, that was timed."""
+    return record["machine"]["processor"] if record["device"] == CPU.name else record["device"]
 
 
 Series = dict[str, list[dict[str, Any]]]
@@ -132,7 +138,7 @@ dt {{ font-weight: bold; }}
 <h2>Growth with size</h2>
 <p>The slope of log time against log elements: 1 where only the elements cost, 0 where only the calls do.</p>
 {growth}
-<h2>Normals a second, one thread</h2>
+<h2>Normals a second, {runs_on}</h2>
 {normals}
 <h2>How it was measured</h2>
 <dl>{how}</dl>
@@ -143,19 +149,19 @@ dt {{ font-weight: bold; }}
 
 def encode_html(record: dict[str, Any]) -> bytes:
     """One page with everything in it; it loads nothing from anywhere."""
-    how = {"roofline": record["roofline"]} | record["how"]
+    facts = record["machine"] | ({} if record["device"] == CPU.name else {"GPU": record["device"]})
+    how = {"clock": record["clock"], "roofline": record["roofline"]} | record["how"]
     rates = [[name, f"{rate / 1e9:.3f} G/s"] for name, rate in record["normals_per_s"].items()]
     page = PAGE.format(
         partial='<p class="partial">Interrupted: cases are missing.</p>' if record["partial"] else "",
         command=html.escape(record["command"]),
         version=html.escape(record["version"]),
-        machine=html.escape(
-            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record["machine"].items())
-        ),
+        machine=html.escape(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())),
         gate=html.escape(record["gate"]),
         image=base64.b64encode(encode_png(record)).decode(),
         cases="".join(_case_html(case) for case in record["cases"]),
         growth=_growth(record["slopes"]),
+        runs_on=record["runs_on"],
         normals=_rows(["", "rate"], rates),
         how="".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in how.items()),
     )

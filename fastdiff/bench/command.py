@@ -16,11 +16,12 @@ from tqdm import tqdm
 from fastdiff.backends.registry import BACKENDS, use_backend
 from fastdiff.bench import chart, gate, record, table, timing
 from fastdiff.bench.choices import Names, Shape, Sizes
+from fastdiff.bench.device import CPU, DEVICES, Device
 from fastdiff.bench.measure import Effort, measure
 from fastdiff.bench.noise import normal_rates
 from fastdiff.bench.record import Record
 from fastdiff.bench.rivals import RIVALS
-from fastdiff.bench.tasks import Task, check_devices, check_memory, extra_tasks, shapes, tasks
+from fastdiff.bench.tasks import Task, check_memory, choose_device, extra_tasks, shapes, tasks
 from fastdiff.bench.workload import ALPHA, FREE, PREDICTIONS, Workload
 from fastdiff.io import write
 from fastdiff.options import EXISTING_FILE, Finite, OutputFile, refuse_existing
@@ -38,6 +39,7 @@ Examples:
   fastdiff bench --sizes 64Ki --rivals textbook,rows-compiled --churn off
   fastdiff bench --network mymodels:unet --shape 4,64,64 --batch 8
   fastdiff bench --quick --compare now.json
+  fastdiff bench --device cuda --network-dtype bfloat16
 """
 
 
@@ -62,8 +64,13 @@ Examples:
     "backends",
     type=click.Choice([backend.name for backend in BACKENDS]),
     multiple=True,
-    default=("cpu",),
-    help="Of fastdiff; may be repeated.",
+    help="Of fastdiff; may be repeated.  [default: all of the device]",
+)
+@click.option(
+    "--device",
+    "device_name",
+    type=click.Choice(list(DEVICES)),
+    help="What is timed.  [default: that of the backend, or cpu]",
 )
 @click.option("--rivals", type=Names(tuple(RIVALS)), default=",".join(RIVALS), help="Whom to compare with, or none.")
 @click.option("--budget", type=click.FloatRange(min=0), help="Seconds of turns for one case.  [default: 15]")
@@ -82,6 +89,7 @@ def bench(
     churn: str,
     network: str,
     backends: tuple[str, ...],
+    device_name: str | None,
     rivals: tuple[str, ...],
     budget: float | None,
     json_file: Path | None,
@@ -97,7 +105,8 @@ def bench(
 
     First a gate: the backend must give the reference's bits and the
     textbook's trajectories, or no figure is shown. Then one thread, thread
-    time, all contestants in turns, with the roofline in the same turns.
+    time, all contestants in turns, with the roofline in the same turns; on a
+    GPU by events on its stream.
     """
     outputs: dict[Path, Callable[[dict[str, Any]], bytes]] = {
         path: encode
@@ -116,13 +125,12 @@ def bench(
     old = None if old_file is None else record.read(old_file)
     effort = QUICK if quick else Effort()
     effort = effort if budget is None else replace(effort, budget=budget)
-    asked = _asked(quick, sizes, batch, shape, churn, network, rivals, settings)
+    device, backends = choose_device(device_name, backends)
+    asked = _asked(quick, sizes, batch, shape, churn, network, rivals, settings | {"device": device})
     check_memory(asked)
-    backends = tuple(dict.fromkeys(backends))
-    check_devices(backends)
     if old is not None:
-        record.check_common(old, [task.workload.name for task in asked], backends)
-    found = _run(asked, backends, effort)
+        record.check_common(old, [task.workload.name for task in asked], backends, device)
+    found = _run(asked, backends, device, effort)
     document = found.to_dict()
     if found.cases:
         _report(document)
@@ -157,13 +165,13 @@ def _asked(
     return asked if network != FREE or shape else [*asked, *extra_tasks(template, chosen, rivals, quick=quick)]
 
 
-def _run(asked: Sequence[Task], backends: Sequence[str], effort: Effort) -> Record:
+def _run(asked: Sequence[Task], backends: Sequence[str], device: Device, effort: Effort) -> Record:
     """Pass the gate, then measure; an interruption keeps what is done."""
-    found = Record(command=_command())
+    found = Record(_command(), device)
     workloads = [task.workload for task in asked]
     with (
         timing.one_thread(),
-        torch.random.fork_rng(devices=[]),
+        torch.random.fork_rng(devices=device.generators()),
         tqdm(total=len(asked) * len(backends) + 1, disable=None, unit="case", file=sys.stderr, leave=False) as bar,
     ):
         try:
@@ -179,7 +187,7 @@ def _run(asked: Sequence[Task], backends: Sequence[str], effort: Effort) -> Reco
                     bar.set_description(task.workload.name[:30])
                     found.cases.append(measure(task.workload, name, task.rivals, effort, bar.set_postfix_str))
                     bar.update()
-            found.normals = normal_rates(backends[0], effort.budget / 2)
+            found.normals = normal_rates(backends[0], effort.budget / 2, device=device)
         except KeyboardInterrupt:
             found.partial = True
     return found
@@ -202,9 +210,11 @@ def _report(document: dict[str, Any]) -> None:
     console.print(f"gate: {document['gate']}", markup=False)
     console.print(
         f"{machine['processor']}, {machine['instruction_set']}, torch {machine['torch']}, malloc of "
-        f"{machine['allocator']}; one thread, thread time, medians",
+        f"{machine['allocator']}; {document['runs_on']}, {document['clock']}, medians",
         markup=False,
     )
+    if document["device"] != CPU.name:
+        console.print(f"GPU: {document['device']}", markup=False)
 
 
 def _compared(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -14,6 +15,7 @@ from torch import Tensor
 from fastdiff.backends.registry import use_backend
 from fastdiff.bench.workload import Model, Network, Workload
 from fastdiff.run import Run
+from fastdiff.sampler import sample
 
 
 class Job(Protocol):
@@ -59,7 +61,8 @@ class Rows:
     """
 
     def __init__(self, workload: Workload, model: Model, seeds: int = 0) -> None:
-        self.run = Run(workload.plan, workload.shape, seeds, network_dtype=workload.io)
+        place = workload.device.place
+        self.run = Run(workload.plan, workload.shape, seeds, device=place, network_dtype=workload.io)
         self.net: Network = model.both if workload.guided else model.cond
         self.timed = workload.evaluations
 
@@ -74,6 +77,34 @@ class Rows:
         for evaluation in self.run:
             self.run.step(self.net(evaluation.z, evaluation.c_noise))
         return self.run.finish()
+
+
+class Replays:
+    """A job of ``fastdiff.sample(..., cuda_graph=True)``: a whole sampling, recorded before it is timed.
+
+    Args:
+        workload: what to sample.
+        model: the network.
+    """
+
+    def __init__(self, workload: Workload, model: Model) -> None:
+        self._workload, self._net = workload, model.both if workload.guided else model.cond
+        # The forced backend is a variable of the context. Forcing it again would be a part of the time.
+        self._context = copy_context()
+        self.advance()
+
+    def advance(self) -> None:
+        """Make one sampling."""
+        self._drawn = self._context.run(self._sample)
+
+    def _sample(self) -> Tensor:
+        load = self._workload
+        place = load.device.place
+        return sample(self._net, load.plan, load.shape, 0, device=place, network_dtype=load.io, cuda_graph=True)
+
+    def finish(self) -> Tensor:
+        """The last sample."""
+        return self._drawn
 
 
 SLOW = 2**13
@@ -95,6 +126,7 @@ class Contestant:
         eager: whether its operations pass the dispatcher one by one, so that they can be counted there.
         slowest_size: more elements than this are not tried: it would take minutes.
         draws: the type in which its noise is drawn; the workload's state if None.
+        whole: whether an advance is a whole sampling, the last step included, and not the timed steps alone.
     """
 
     name: str
@@ -104,6 +136,7 @@ class Contestant:
     eager: bool = True
     slowest_size: int | None = None
     draws: torch.dtype | None = None
+    whole: bool = False
 
     def refusal(self, workload: Workload) -> str | None:
         """Why it sits a workload out, or None."""
@@ -121,3 +154,13 @@ def backend(name: str) -> Contestant:
 
     slowest = SLOW if name == "reference" else None
     return Contestant(name, f"fastdiff, backend {name}", start, slowest_size=slowest)
+
+
+def replayed(name: str) -> Contestant:
+    """The same as whole samplings that are recorded once and replayed, on a GPU."""
+
+    def start(workload: Workload, model: Model, noise: Tensor) -> Job:
+        with use_backend(name):
+            return Replays(workload, model)
+
+    return Contestant(f"fastdiff {name}, graph", f"fastdiff, backend {name}, recorded", start, eager=False, whole=True)

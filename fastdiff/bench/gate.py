@@ -5,23 +5,29 @@ Before anything is timed:
 2. whole trajectories through ``fastdiff.Run``, backend against reference, bit for bit;
 3. trajectories in float64 against the textbook sampler with the same noise, to 1e-12.
 
+On a GPU rows and trajectories are compared with those of the reference on the CPU, and before all else the clock that
+will time it with a wall clock.
+
 After every timed size, some of its samples are drawn again by the reference and must have the same bits, so that work
 skipped at large sizes only is found; and every rival must have arrived where the textbook does.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff import textbook
+from fastdiff import ops, textbook
 from fastdiff.backends import reference
-from fastdiff.backends.registry import use_backend
+from fastdiff.backends.registry import Stage, use_backend
 from fastdiff.bench.contestant import Contestant
+from fastdiff.bench.device import CPU, Device
 from fastdiff.bench.rivals.eager import textbook_states
 from fastdiff.bench.workload import FREE, Model, Workload
 from fastdiff.errors import BackendError
@@ -33,6 +39,8 @@ RANDOM_CASES, LARGEST_CASE = 200, 4097
 TRAJECTORY = 1e-12
 """Relative error that rounding may cause in float64 (VERIFY row A5 of the project's list of proofs)."""
 SEED = 11
+CLOCK_BYTES, CLOCK_COPIES, CLOCK_TRIES = 2**26, 16, 9
+"""What is timed to try a clock: some milliseconds of copies, so that launching and waiting is little beside them."""
 ROUNDINGS = 16
 """Operations in one step of the longest rival that round a value of the state's magnitude, at most."""
 
@@ -69,9 +77,13 @@ def check(backend: str, workloads: Sequence[Workload], cases: int | None = None)
         GateError: says what differs, and how to see it again.
     """
     cases = RANDOM_CASES if cases is None else cases
+    device = workloads[0].device
+    if device.gpu:
+        check_clock(device)
+    runs_on = on_device(device.place, backend) if device.gpu else backend
     for seed in range(cases):
         case = random_case(seed, max_elements=LARGEST_CASE)
-        found, expected = case.run(backend), case.run("reference")
+        found, expected = case.run(runs_on), case.run("reference")
         for name, value in expected.items():
             if not same_bits(found[name], value):
                 raise GateError(
@@ -81,11 +93,76 @@ def check(backend: str, workloads: Sequence[Workload], cases: int | None = None)
     worst = 0.0
     for workload in sorted(settings, key=lambda w: w.name):
         model = _smooth_model(workload)
-        if not same_bits(_run(workload, backend, model), _run(workload, "reference", model)):
+        if not same_bits(_run(workload, backend, model, place=device.place), _run(workload, "reference", model)):
             raise GateError(f"gate red: backend {backend!r} differs from the reference on {workload.name}")
         wide = replace(workload, dtype="float64", network_dtype="float64")
         worst = max(worst, _against_textbook(wide, backend))
     return Passed(cases, len(settings), worst)
+
+
+def check_clock(device: Device) -> None:
+    """Refuse a clock that tells something else than a wall clock around the same work, with waiting at both ends.
+
+    The device's work lies within the wall clock's span, and is most of it. One try of several must show that:
+    a machine that others use may come late to either clock.
+
+    Raises:
+        GateError: what both said.
+    """
+    source = torch.ones(CLOCK_BYTES, dtype=torch.uint8, device=device.place)
+    target = torch.empty_like(source)
+    for _ in range(CLOCK_TRIES):
+        device.wait()
+        wall = time.perf_counter()
+        start = device.mark()
+        for _ in range(CLOCK_COPIES):
+            target.copy_(source)
+        end = device.mark()
+        device.wait()
+        wall = time.perf_counter() - wall
+        told = device.between(start, end)
+        if 0.5 * wall <= told <= 1.01 * wall:
+            return
+    raise GateError(
+        f"gate red: the clock of {device.name} ({device.clock}) told {told:.2e} s for work that took {wall:.2e} s "
+        "from the first launch until all was done; its figures would mean nothing"
+    )
+
+
+def on_device(place: torch.device, backend: str) -> Stage:
+    """A backend's ``stage`` for tensors on the CPU: their storages go there and come back, with offsets and gaps."""
+
+    def stage(
+        columns: Sequence[Tensor],
+        coef: Tensor,
+        present: Tensor | None,
+        seeds: Tensor | None,
+        draws: Tensor | None,
+        program: Sequence[int],
+        stores: Sequence[Tensor | None],
+        z: Tensor | None,
+    ) -> None:
+        storages: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def there(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            address = tensor.untyped_storage().data_ptr()
+            if address not in storages:
+                here = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+                storages[address] = here, here.to(place, copy=True)
+            moved = storages[address][1].view(tensor.dtype)
+            return moved.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+        tables = {"present": there(present), "seeds": there(seeds), "draws": there(draws)}
+        reads: list[Any] = [there(column) for column in columns]
+        numbers: Any = there(coef)
+        with use_backend(backend):
+            ops.stage(reads, numbers, program, stores=[there(store) for store in stores], z=there(z), **tables)
+        for here, moved in storages.values():
+            here.copy_(moved)
+
+    return stage
 
 
 def _small(workload: Workload) -> Workload:
@@ -105,14 +182,31 @@ def _smooth_model(workload: Workload) -> Model:
     return Model.of(net, {"bias": cond}, {"bias": uncond})
 
 
-def _run(workload: Workload, backend: str, model: Model, seeds: int = SEED) -> Tensor:
-    """A whole trajectory through the public loop."""
+def _run(
+    workload: Workload,
+    backend: str,
+    model: Model,
+    seeds: int = SEED,
+    *,
+    place: torch.device = CPU.place,
+    home: torch.device = CPU.place,
+) -> Tensor:
+    """A whole trajectory through the public loop, brought to the CPU.
+
+    Args:
+        workload: what is sampled.
+        backend: by which backend.
+        model: the network.
+        seeds: as ``fastdiff.Run`` takes them.
+        place: where the backend runs.
+        home: where the network does: its bits must not depend on who calls it.
+    """
     net = model.both if workload.guided else model.cond
     with use_backend(backend):
-        run = Run(workload.plan, workload.shape, seeds, network_dtype=workload.io)
+        run = Run(workload.plan, workload.shape, seeds, device=place, network_dtype=workload.io)
     for evaluation in run:
-        run.step(net(evaluation.z, evaluation.c_noise))
-    return run.finish()
+        run.step(net(evaluation.z.to(home), evaluation.c_noise.to(home)).to(place))
+    return run.finish().cpu()
 
 
 def _against_textbook(workload: Workload, backend: str) -> float:
@@ -131,7 +225,8 @@ def _against_textbook(workload: Workload, backend: str) -> float:
     *_, expected = textbook.sampling_steps(
         denoise, first, sigmas, alpha=workload.alpha, churn=workload.churn, noise=noise
     )
-    error = float((_run(workload, backend, model) - expected).abs().max() / expected.abs().max())
+    found = _run(workload, backend, model, place=workload.device.place)
+    error = float((found - expected).abs().max() / expected.abs().max())
     # Not `error > TRAJECTORY`: a NaN must not pass.
     if not error <= TRAJECTORY:
         raise GateError(
@@ -149,7 +244,7 @@ def _counter_noise(workload: Workload, purpose: int, draw: int) -> Tensor:
 
 
 def check_size(workload: Workload, model: Model, drawn: Tensor, backend: str) -> None:
-    """Draw samples of a timed size again by the reference: three of them alone, or all where the network is real.
+    """Draw samples of a timed size again by the reference on the CPU: three alone, or all with a real network.
 
     Args:
         workload: what was timed.
@@ -160,8 +255,9 @@ def check_size(workload: Workload, model: Model, drawn: Tensor, backend: str) ->
     Raises:
         GateError: a sample differs.
     """
+    drawn = drawn.cpu()
     if workload.network != FREE:
-        if not same_bits(_run(workload, "reference", model, seeds=0), drawn):
+        if not same_bits(_run(workload, "reference", model, seeds=0, home=workload.device.place), drawn):
             raise GateError(f"gate red: backend {backend!r} differs from the reference on {workload.name}")
         return
     batch = workload.batch
@@ -185,7 +281,7 @@ def check_rival(rival: Contestant, workload: Workload, model: Model, noise: Tens
     Raises:
         GateError: it ends elsewhere than the textbook in its own type.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=workload.device.generators()):
         torch.manual_seed(5)
         job = rival.start(workload, model, noise)
         job.advance()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+import fastdiff
 from fastdiff.bench import gate, networks, roofline, timing
 from fastdiff.bench.audit import Costs, audit, small
-from fastdiff.bench.contestant import Contestant, Job, backend
+from fastdiff.bench.contestant import Contestant, Job, backend, replayed
 from fastdiff.bench.rivals import RIVALS, forget
 from fastdiff.bench.timing import Spread
 from fastdiff.bench.workload import FREE, Model, Workload, first_noise, free_network, timed_steps
+from fastdiff.errors import NetworkError
 
 TINY = (4, 2, 2)
 """A sample so small that a step on it costs what Python and validation cost."""
@@ -40,11 +42,11 @@ class Figures:
     """What one contestant cost in a case.
 
     Args:
-        us_per_step: microseconds of thread time for one step of the solver, with quartiles.
+        us_per_step: microseconds of the device for one step of the solver, with quartiles.
         costs: what was counted for one network evaluation.
         first_call_ms: wall milliseconds of its first job, compilation included.
-        host_us_per_step: the same step on 16 elements; None where it was not tried.
-        network_share: part of the time spent inside a real network; None for the free one.
+        host_us_per_step: of the host's thread, the same step on 16 elements; None where it was not tried.
+        network_share: part of the time spent inside a real network; None for the free one, and in a replay.
     """
 
     us_per_step: Spread
@@ -93,6 +95,7 @@ class Case:
             **settings,
             "network": self.workload.network,
             "backend": self.backend,
+            "device": self.workload.device.name,
             "steps": self.workload.steps,
             "turns": self.turns,
             "ratio": {name: ratio.median for name, ratio in self.ratios.items()},
@@ -123,23 +126,6 @@ def _flat(figures: Figures) -> dict[str, Any]:
     }
 
 
-class Clock:
-    """A network that knows how much thread time was spent in it."""
-
-    def __init__(self, model: Model) -> None:
-        self.seconds = 0.0
-        self.model = Model(*(self._clocked(net) for net in (model.both, model.cond, model.uncond)))
-
-    def _clocked(self, net: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        def clocked(z: Tensor, c_noise: Tensor) -> Tensor:
-            begin = time.thread_time()
-            output = net(z, c_noise)
-            self.seconds += time.thread_time() - begin
-            return output
-
-        return clocked
-
-
 def measure(
     workload: Workload,
     backend_name: str,
@@ -162,29 +148,59 @@ def measure(
     """
     own = backend(backend_name)
     refusals = {name: RIVALS[name].refusal(workload) for name in rivals if name != backend_name}
-    field_ = {own.name: own} | {name: RIVALS[name] for name, reason in refusals.items() if reason is None}
+    absent = {name: reason for name, reason in refusals.items() if reason is not None}
+    field_ = {own.name: own} | {name: RIVALS[name] for name in refusals if name not in absent}
+    if own.name in workload.device.backends and workload.device.gpu:
+        graph = replayed(own.name)
+        field_ = {own.name: own, graph.name: graph} | field_
     model, noise = networks.load(workload), first_noise(workload)
-    clocks = {name: Clock(model) for name in field_}
-    models = {name: model if workload.network == FREE else clocks[name].model for name in field_}
+    clocks = {name: networks.Clock(model, workload.device) for name in field_}
+    # Replays do not come back to the host to be clocked.
+    models = {
+        name: model if workload.network == FREE or contestant.whole else clocks[name].model
+        for name, contestant in field_.items()
+    }
     first_calls = {}
-    for name, contestant in field_.items():
+    for name, contestant in tuple(field_.items()):
         tick(f"{name}: first call")
-        first_calls[name] = _first_call(contestant, workload, models[name], noise, own=contestant is own)
+        try:
+            first_calls[name] = _first_call(contestant, workload, models[name], noise, own=contestant is own)
+        except NetworkError as error:
+            if not contestant.whole:
+                raise
+            absent[name] = str(error).partition("\n")[0]
+            del field_[name]
+            continue
         _check(contestant, workload, model, noise, own=contestant is own)
-        clocks[name].seconds = 0.0
+        clocks[name].restart()
     starts: dict[str, Callable[[], Job]] = {
         name: (lambda c=contestant, m=models[name]: c.start(workload, m, noise)) for name, contestant in field_.items()
     }
     starts |= roofline.contestants(workload)
     times = timing.interleave(
-        starts, budget=effort.budget, fewest=effort.fewest, most=effort.most, tick=lambda: tick("turns")
+        starts,
+        budget=effort.budget,
+        fewest=effort.fewest,
+        most=effort.most,
+        tick=lambda: tick("turns"),
+        device=workload.device,
     )
+    times = _of_timed_steps(times, field_, workload)
     figures = {
         name: _figures(contestant, workload, times, first_calls[name], clocks[name], own=contestant is own)
         for name, contestant in field_.items()
     }
     forget()
-    return _case(workload, own.name, figures, times, {n: r for n, r in refusals.items() if r is not None})
+    fastdiff.clear_graphs()
+    return _case(workload, own.name, figures, times, absent)
+
+
+def _of_timed_steps(times: timing.Times, field_: Mapping[str, Contestant], workload: Workload) -> timing.Times:
+    """The same times; of whoever made the last step too, the part that the timed ones are by their number."""
+    part = workload.steps / (workload.steps + 1)
+    whole = {name for name, contestant in field_.items() if contestant.whole}
+    found = ({n: [part * v for v in vs] if n in whole else vs for n, vs in kind.items()} for kind in times)
+    return timing.Times(*found)
 
 
 def _case(
@@ -215,12 +231,13 @@ def _first_call(contestant: Contestant, workload: Workload, model: Model, noise:
     if own:
         workload.compile()
     contestant.start(workload, model, noise).advance()
+    workload.device.wait()
     return (time.perf_counter() - begin) * 1e3
 
 
 def _check(contestant: Contestant, workload: Workload, model: Model, noise: Tensor, *, own: bool) -> None:
     """What is timed must compute the right thing at this very size."""
-    if own:
+    if own or contestant.whole:
         job = contestant.start(workload, model, noise)
         job.advance()
         gate.check_size(workload, model, job.finish(), contestant.name)
@@ -237,13 +254,14 @@ def _figures(
     workload: Workload,
     times: timing.Times,
     first_call: float,
-    clock: Clock,
+    clock: networks.Clock,
     *,
     own: bool,
 ) -> Figures:
     seconds = times.seconds[contestant.name]
-    host = _host_us(contestant, workload) if own or contestant.eager else None
-    share = None if workload.network == FREE else clock.seconds / sum(seconds)
+    timed_on_host = own or contestant.eager or contestant.whole
+    host = _host_us(contestant, workload) if timed_on_host else None
+    share = None if workload.network == FREE or contestant.whole else clock.seconds / sum(seconds)
     return Figures(
         us_per_step=Spread.of([value / workload.steps * 1e6 for value in seconds]),
         costs=audit(contestant, workload),
@@ -254,8 +272,10 @@ def _figures(
 
 
 def _host_us(contestant: Contestant, workload: Workload) -> float:
-    """Microseconds of a step on 16 elements."""
+    """Microseconds of the host's thread for a step on 16 elements."""
     tiny = replace(workload, batch=1, sample=TINY, steps=timed_steps(16), network=FREE)
     model, noise = networks.load(tiny), first_noise(tiny)
-    times = timing.interleave({"host": lambda: contestant.start(tiny, model, noise)}, budget=0.2, fewest=3, most=15)
-    return times.of("host").median / tiny.steps * 1e6
+    starts = {contestant.name: lambda: contestant.start(tiny, model, noise)}
+    times = timing.interleave(starts, budget=0.2, fewest=3, most=15, device=workload.device)
+    (host,) = _of_timed_steps(times, {contestant.name: contestant}, tiny).host.values()
+    return Spread.of(host).median / tiny.steps * 1e6

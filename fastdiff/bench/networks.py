@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastdiff.bench.device import Device
 from fastdiff.bench.workload import FREE, Model, Workload, free_network
 from fastdiff.digits import CLASSES, load_digits
 from fastdiff.errors import InputError, NetworkError
@@ -44,6 +45,32 @@ class SmallUnet(nn.Module):
         return self.leave(functional.silu(self.mix(torch.cat([fine, risen], 1))))
 
 
+class Clock:
+    """A network that knows how much of the device's time was spent in it."""
+
+    def __init__(self, model: Model, device: Device) -> None:
+        self._device, self._marks = device, []
+        self.model = Model(*(self._clocked(net) for net in (model.both, model.cond, model.uncond)))
+
+    @property
+    def seconds(self) -> float:
+        """Since ``restart()``."""
+        return sum(self._device.between(start, end) for start, end in self._marks)
+
+    def restart(self) -> None:
+        """Forget what was."""
+        self._marks.clear()
+
+    def _clocked(self, net: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        def clocked(z: Tensor, c_noise: Tensor) -> Tensor:
+            start = self._device.mark()
+            output = net(z, c_noise)
+            self._marks.append((start, self._device.mark()))
+            return output
+
+        return clocked
+
+
 def load(workload: Workload) -> Model:
     """The network of a workload, tried once on its shape.
 
@@ -52,17 +79,17 @@ def load(workload: Workload) -> Model:
         NetworkError: it fails on this shape, returns something else than a tensor of the shape and dtype of its
             input, writes into its input, or answers differently when it is asked again.
     """
-    name = workload.network
+    name, place = workload.network, workload.device.place
     if name == FREE:
         return free_network(workload)
     if name == DIGITS:
-        net: Callable[..., Any] = load_digits(dtype=workload.io)[0]
-        labels = functional.one_hot(torch.arange(workload.batch) % CLASSES, CLASSES).to(workload.io)
+        net: Callable[..., Any] = load_digits(device=place, dtype=workload.io)[0]
+        labels = functional.one_hot(torch.arange(workload.batch) % CLASSES, CLASSES).to(place, workload.io)
         model = Model.of(net, {"class_labels": labels}, {"class_labels": torch.zeros_like(labels)})
     elif name == UNET:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(4)
-            model = Model.of(SmallUnet().to(workload.io).eval(), {}, {})
+            model = Model.of(SmallUnet().to(place, workload.io).eval(), {}, {})
     else:
         net = _checked(name, _imported(name))
         model = Model.of(net, {}, {})
@@ -114,8 +141,9 @@ def _try(name: str, net: Callable[[Tensor, Tensor], Tensor], workload: Workload)
     """Call a network that others wrote twice on what it will see: the gate compares runs bit for bit."""
     rows = 2 if workload.guided else 1
     generator = torch.Generator().manual_seed(6)
-    z = torch.randn((rows, *workload.sample), generator=generator, dtype=torch.float64).to(workload.io)
-    c_noise = torch.zeros(rows, dtype=workload.io)
+    z = torch.randn((rows, *workload.sample), generator=generator, dtype=torch.float64)
+    z = z.to(workload.device.place, workload.io)
+    c_noise = torch.zeros(rows, dtype=workload.io, device=z.device)
     given = z.clone()
     with torch.no_grad():
         first, second = net(given, c_noise), net(z.clone(), c_noise)

@@ -19,6 +19,7 @@ from fastdiff.backends import cpu
 from fastdiff.backends.registry import use_backend
 from fastdiff.bench import timing
 from fastdiff.bench.contestant import Job
+from fastdiff.bench.device import CPU, Device
 
 ELEMENTS = {"reference": 2**14}
 FILLED = 2**20
@@ -71,7 +72,7 @@ class Filling:
         return torch.empty(0)
 
 
-def normal_rates(backend: str, budget: float, fewest: int = 5, most: int = 101) -> list[Rate]:
+def normal_rates(backend: str, budget: float, fewest: int = 5, most: int = 101, device: Device = CPU) -> list[Rate]:
     """How fast noise is made, in turns.
 
     Args:
@@ -79,17 +80,19 @@ def normal_rates(backend: str, budget: float, fewest: int = 5, most: int = 101) 
         budget: seconds.
         fewest: turns at least.
         most: turns at most.
+        device: where; numpy takes part on the CPU only.
     """
-    out = torch.empty(16, ELEMENTS.get(backend, FILLED) // 16)
+    out = torch.empty(16, ELEMENTS.get(backend, FILLED * device.scale) // 16, device=device.place)
     host = cpu.host() if backend == "cpu" else None
     made: dict[str, Callable[[], Job]] = {}
     for isa in [None] if host is None else host.isas():
         name = f"fastdiff {backend}" + (f" {isa}" if isa else "")
         made[name] = lambda isa=isa: _filled_by(out, backend, isa)
     made["torch.randn"] = lambda: Filling(lambda: torch.randn(out.shape, out=out))
-    array, generator = out.numpy(), np.random.Generator(np.random.SFC64(1))
-    made["numpy ziggurat"] = lambda: Filling(lambda: generator.standard_normal(dtype=np.float32, out=array))
-    times = timing.interleave(made, budget=budget, fewest=fewest, most=most)
+    if not device.gpu:
+        array, generator = out.numpy(), np.random.Generator(np.random.SFC64(1))
+        made["numpy ziggurat"] = lambda: Filling(lambda: generator.standard_normal(dtype=np.float32, out=array))
+    times = timing.interleave(made, budget=budget, fewest=fewest, most=most, device=device)
     return [Rate(name, FILLS * out.numel() / times.of(name).median) for name in made]
 
 

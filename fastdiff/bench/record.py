@@ -15,6 +15,7 @@ import numpy as np
 
 import fastdiff
 from fastdiff.bench import machine, roofline
+from fastdiff.bench.device import CPU, Device
 from fastdiff.bench.measure import Case
 from fastdiff.bench.noise import Rate
 from fastdiff.bench.workload import FREE
@@ -33,14 +34,16 @@ COLUMNS = (
     "network_share",
 )
 HOW = {
-    "time": "thread time of one thread, contestants in turns, medians and quartiles; a ratio is taken within a turn",
+    "time": "of the clock named here, contestants in turns, medians and quartiles; a ratio is taken within a turn",
     "ratio": "how many times as long a rival takes for the same steps",
-    "launches_per_nfe": "fastdiff: rows run by the C++ loop, by its own counter, and whatever passed the dispatcher; "
-    "others: operations that passed the dispatcher and are neither views nor bare allocations",
-    "bytes_per_element": "state-size tensors read and written; fastdiff: as handed to the op fastdiff::stage",
-    "syncs_per_nfe": "values handed to Python, for which a GPU would be waited for",
-    "allocations_per_nfe": "as torch's allocator reports them to its profiler; also the peak, per state element",
-    "host_us_per_step": "the same step on 16 elements",
+    "launches_per_nfe": "fastdiff: rows run by the C++ loop, by its own counter, or calls of a GPU backend's stage, "
+    "and whatever passed the dispatcher; others: operations that passed the dispatcher and are neither views nor bare "
+    "allocations",
+    "bytes_per_element": "state-size tensors read and written; fastdiff: as handed to its stage",
+    "syncs_per_nfe": "values handed to Python, for which a GPU would be waited for, and copies between host and device "
+    "that wait",
+    "allocations_per_nfe": "as torch's allocator reports them; also the peak, per state element",
+    "host_us_per_step": "of the host's thread, the same step on 16 elements",
     "first_call_ms": "wall time of the first job in this process, compilation of plan or code included",
 }
 
@@ -51,6 +54,7 @@ class Record:
 
     Args:
         command: as it was typed.
+        device: what was timed.
         gate: what the gate looked at.
         cases: in the order in which they were measured.
         normals: noise rates.
@@ -58,6 +62,7 @@ class Record:
     """
 
     command: str
+    device: Device = CPU
     gate: str = ""
     cases: list[Case] = field(default_factory=list)
     normals: list[Rate] = field(default_factory=list)
@@ -72,8 +77,11 @@ class Record:
             "command": self.command,
             "partial": self.partial,
             "machine": machine.facts(),
+            "device": self.device.describe(),
+            "runs_on": self.device.runs_on,
+            "clock": self.device.clock,
             "gate": self.gate,
-            "roofline": roofline.method(),
+            "roofline": roofline.method(self.device),
             "how": HOW,
             "cases": cases,
             "slopes": slopes(cases),
@@ -137,22 +145,23 @@ def _is_comparable(case: Any) -> bool:
     )
 
 
-def check_common(old: dict[str, Any], names: Iterable[str], backends: Iterable[str]) -> None:
+def check_common(old: dict[str, Any], names: Iterable[str], backends: Iterable[str], device: Device = CPU) -> None:
     """Refuse a comparison that would find nothing, before anything is measured.
 
     Args:
         old: what ``read`` gave.
         names: of the cases that will be measured.
         backends: on which.
+        device: where.
 
     Raises:
         InputError: no case of the old record is among them.
     """
-    wanted = {(name, backend) for name in names for backend in backends}
-    if not any((case["name"], case["backend"]) in wanted for case in old["cases"]):
+    wanted = {(name, backend, device.name) for name in names for backend in backends}
+    if not any(_key(case) in wanted for case in old["cases"]):
         raise InputError(
             f"the two records have no case in common: {_listed(old)} before, "
-            f"{', '.join(sorted(f'{name} ({backend})' for name, backend in wanted))} now; compare runs of the same "
+            f"{', '.join(sorted(f'{name} ({backend})' for name, backend, _ in wanted))} now; compare runs of the same "
             "command line"
         )
 
@@ -210,13 +219,15 @@ def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[
     Speed is judged by what ran in the same turns: the geometric mean, over the rivals that both have and the
     roofline, of the new ratio to the old one. So a record of a busier hour, or of another machine, can be used.
     """
-    before = {(case["name"], case["backend"]): case for case in old["cases"]}
+    before = {_key(case): case for case in old["cases"]}
     changes = []
     for case in new["cases"]:
-        then = before.get((case["name"], case["backend"]))
+        then = before.get(_key(case))
         if then is None:
             continue
-        pairs = [(case["ratio"][name], then["ratio"][name]) for name in case["ratio"] if name in then["ratio"]]
+        # Not a replay of fastdiff's: what slows fastdiff slows that too.
+        rivals = [name for name in case["ratio"] if name in then["ratio"] and not name.startswith("fastdiff ")]
+        pairs = [(case["ratio"][name], then["ratio"][name]) for name in rivals]
         pairs.append((case["roofline"], then["roofline"]))
         speed = math.exp(sum(math.log(now / was) for now, was in pairs) / len(pairs))
         counts = {name: (then[name], case[name]) for name in COUNTED if _grew(then[name], case[name])}
@@ -224,9 +235,14 @@ def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[
     return changes
 
 
+def _key(case: dict[str, Any]) -> tuple[str, str, str]:
+    """What makes two cases the same; early records were all of the CPU and do not say so."""
+    return case["name"], case["backend"], case.get("device", CPU.name)
+
+
 def _grew(was: float | None, now: float | None) -> bool:
     return was is not None and now is not None and now > was
 
 
 def _listed(record: dict[str, Any]) -> str:
-    return ", ".join(sorted({f"{case['name']} ({case['backend']})" for case in record["cases"]})) or "none"
+    return ", ".join(sorted({f"{name} ({backend})" for name, backend, _ in map(_key, record["cases"])})) or "none"

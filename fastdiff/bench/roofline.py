@@ -2,7 +2,7 @@
 
 For every timed row the same arrays are read and overwritten, in tiles as a launch does it, with nothing computed
 (``csrc/roofline.cpp``); the faster of plain and cache-bypassing stores counts. Where the C++ module is missing, one
-torch copy of as many bytes stands in, and the report says so.
+torch copy of as many bytes stands in, and the report says so. On a GPU it is a copy within its memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastdiff.backends import cpu
 from fastdiff.bench.contestant import Job
+from fastdiff.bench.device import CPU, Device
 from fastdiff.bench.workload import Workload
 from fastdiff.row import NETWORK_PREFIX, Row
 
@@ -23,8 +24,10 @@ NAME = "roofline"
 BYPASSING = "roofline, stores past the caches"
 
 
-def method() -> str:
-    """How the roofline is measured on this machine."""
+def method(device: Device = CPU) -> str:
+    """How the roofline is measured on a device of this machine."""
+    if device.gpu:
+        return "one torch copy within the memory of the GPU for each launch, of as many bytes"
     if cpu.host() is None:
         return "one torch copy of as many bytes (approximate: the C++ module is missing)"
     return "the same streams read and overwritten in C++, nothing computed"
@@ -32,7 +35,7 @@ def method() -> str:
 
 def contestants(workload: Workload) -> dict[str, Callable[[], Job]]:
     """Jobs to be timed along with the others; the fastest of them in a turn is the roofline."""
-    if cpu.host() is None:
+    if workload.device.gpu or cpu.host() is None:
         copied = Copy(workload)
         return {NAME: lambda: copied}
     streams = Streams(workload)
@@ -97,7 +100,7 @@ class Copy:
     def __init__(self, workload: Workload) -> None:
         size = workload.io.itemsize
         moved = [bytes_ * workload.elements // 2 for bytes_ in workload.plan.traffic(size)[workload.timed_rows]]
-        self._to = torch.ones(max(moved), dtype=torch.uint8)
+        self._to = torch.ones(max(moved), dtype=torch.uint8, device=workload.device.place)
         self._from, self._moved = torch.ones_like(self._to), moved
 
     def advance(self) -> None:

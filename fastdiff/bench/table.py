@@ -39,7 +39,7 @@ def case_table(case: dict[str, Any]) -> RenderableType:
         rows.append((name, figures, short(case["ratio"][name]), f"{short(low)}–{short(high)}"))
     for name, figures, ratio, quartiles in rows:
         cells = [name, micro(figures["us_per_step"]), ratio, quartiles, *counts(figures)]
-        cells += [f"{figures['network_share']:.0%}"] if real else []
+        cells += ["–" if figures["network_share"] is None else f"{figures['network_share']:.0%}"] if real else []
         table.add_row(*cells, style="bold" if figures is case else "")
     return Group(title, line, table)
 
@@ -67,7 +67,7 @@ def summary(record: dict[str, Any]) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if record["normals_per_s"]:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("normals, one thread", no_wrap=True)
+        table.add_column(f"normals, {record['runs_on']}", no_wrap=True)
         table.add_column("G/s", justify="right")
         for name, rate in record["normals_per_s"].items():
             table.add_row(name, short(rate / 1e9))
@@ -108,7 +108,7 @@ def shares(record: dict[str, Any]) -> RenderableType | None:
                 f"{case['network']}, batch {case['batch']}",
                 name,
                 f"{case['ratio'][name]:.2f}x",
-                f"{1 - figures['network_share']:.1%}",
+                "–" if figures["network_share"] is None else f"{1 - figures['network_share']:.1%}",
                 f"{1 - case['network_share']:.1%}",
             )
     return table

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from fastdiff.backends.registry import BACKENDS
+from fastdiff.backends import registry
 from fastdiff.bench import networks
+from fastdiff.bench.device import DEVICES, Device
 from fastdiff.bench.rivals import RIVALS
-from fastdiff.bench.workload import FREE, Workload, available_memory, format_size, sample_shape, timed_steps
+from fastdiff.bench.workload import FREE, Workload, format_size, sample_shape, timed_steps
 from fastdiff.errors import InputError
 
 QUICKLY = 2**16
@@ -88,34 +89,50 @@ def extra_tasks(template: Workload, chosen: Sequence[Shape], rivals: tuple[str, 
 
 
 def _sized(workload: Workload) -> Workload:
-    steps = timed_steps(workload.elements) if workload.network == FREE else NETWORK_STEPS
+    steps = timed_steps(workload.elements, workload.device) if workload.network == FREE else NETWORK_STEPS
     return replace(workload, steps=steps)
 
 
-def check_devices(backends: Sequence[str]) -> None:
-    """Refuse backends whose time this clock cannot tell.
+def choose_device(name: str | None, backends: Sequence[str]) -> tuple[Device, tuple[str, ...]]:
+    """The device to measure on, and the backends to measure there.
+
+    Args:
+        name: of the device; None is the one on which the backends run, or the CPU.
+        backends: none are those that can run there.
 
     Raises:
-        InputError: one runs on a GPU only, where launches return before they are done.
+        InputError: the device is not there, or a backend does not run on it.
     """
-    for backend in BACKENDS:
-        if backend.name in backends and backend.devices and "cpu" not in backend.devices:
+    chosen = [backend for backend in registry.BACKENDS if backend.name in backends]
+    if name is None:
+        name = "cuda" if any(backend.devices and "cpu" not in backend.devices for backend in chosen) else "cpu"
+    device = DEVICES[name]
+    reason = device.refusal()
+    if reason is not None:
+        raise InputError(reason)
+    for backend in chosen:
+        if backend.devices and device.place.type not in backend.devices:
             raise InputError(
-                f"backend {backend.name!r} runs on {' and '.join(backend.devices)}, and fastdiff bench times one "
-                "thread of the CPU; benchmarks/gpu_day_one.sh, in the source, times an NVIDIA GPU by its events"
+                f"backend {backend.name!r} runs on {' and '.join(backend.devices)}, and {name} is measured; one run "
+                "measures one device, so give each a run of its own"
             )
+    own = [backend for backend in registry.BACKENDS if backend.name in device.backends]
+    usable = [backend.name for backend in own if backend.unavailable() is None]
+    # Where none is usable, forcing one says why.
+    return device, tuple(dict.fromkeys(backends)) or tuple(usable) or device.backends
 
 
 def check_memory(asked: Sequence[Task]) -> None:
-    """Refuse a size that cannot be held.
+    """Refuse a size that the device cannot hold.
 
     Raises:
         InputError: says how much it needs and how much there is.
     """
+    device = asked[0].workload.device
     largest = max(task.workload.elements for task in asked)
-    needed, available = largest * BYTES_AN_ELEMENT, available_memory()
+    needed, available = largest * BYTES_AN_ELEMENT, device.free_memory()
     if available is not None and needed > available:
         raise InputError(
             f"{format_size(largest)} elements need about {needed / 2**30:,.0f} GiB with all who are compared, and "
-            f"{available / 2**30:.1f} GiB are free; choose a smaller size or batch"
+            f"{available / 2**30:.1f} GiB are free on {device.name}; choose a smaller size or batch"
         )

@@ -1,8 +1,9 @@
 """Timing on a machine that others use too.
 
 One thread and its own clock (``time.thread_time``): the time for which the thread was running, whoever else had the
-processor in between. All contestants take turns, so that a slow minute hits them all; figures are medians, and a
-ratio is the median of the ratios within each turn. Wall time with more threads would measure the scheduler.
+processor in between; wall time with more threads would measure the scheduler. On a GPU, events before and after the
+work, on its stream. All contestants take turns, so that a slow minute hits them all; figures are medians, and a ratio
+is the median of the ratios within each turn.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from fastdiff.bench.contestant import Job
+from fastdiff.bench.device import CPU, Device
 
 Starts = Mapping[str, Callable[[], Job]]
 
@@ -35,10 +37,18 @@ class Spread(NamedTuple):
         return cls(float(median), float(low), float(high))
 
 
+class Took(NamedTuple):
+    """Seconds of one advance: by the device's clock, and of the host's thread that asked for the work."""
+
+    seconds: float
+    host: float
+
+
 class Times(NamedTuple):
-    """Seconds that every contestant took, turn by turn."""
+    """Seconds that every contestant took, turn by turn, on the device and of the host's thread."""
 
     seconds: dict[str, list[float]]
+    host: dict[str, list[float]]
 
     def of(self, name: str) -> Spread:
         """Seconds for one advance."""
@@ -73,11 +83,15 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def seconds(job: Job) -> float:
-    """Thread time of one advance."""
-    begin = time.thread_time()
+def took(job: Job, device: Device = CPU) -> Took:
+    """Time one advance, after whatever its set-up left to be done."""
+    device.wait()
+    host = time.thread_time()
+    start = device.mark()
     job.advance()
-    return time.thread_time() - begin
+    end = device.mark()
+    host = time.thread_time() - host
+    return Took(device.between(start, end), host)
 
 
 def interleave(
@@ -87,6 +101,7 @@ def interleave(
     fewest: int,
     most: int,
     tick: Callable[[], None] = lambda: None,
+    device: Device = CPU,
 ) -> Times:
     """Time all contestants in turns: A B C, B C A, ...
 
@@ -96,18 +111,22 @@ def interleave(
         fewest: turns at least.
         most: turns at most.
         tick: called after every job.
+        device: whose time it is.
     """
-    measured: dict[str, list[float]] = {name: [] for name in starts}
+    measured: dict[str, list[Took]] = {name: [] for name in starts}
     names = list(starts)
     end = time.monotonic() + budget
     with _no_collection():
         for turn in range(most):
             if turn >= fewest and time.monotonic() > end:
                 break
-            this: dict[str, float] = {}
+            this: dict[str, Took] = {}
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                this[name] = seconds(starts[name]())
+                this[name] = took(starts[name](), device)
                 tick()
             for name, value in this.items():
                 measured[name].append(value)
-    return Times(measured)
+    return Times(
+        {name: [each.seconds for each in values] for name, values in measured.items()},
+        {name: [each.host for each in values] for name, values in measured.items()},
+    )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import textbook
+from fastdiff.bench.device import CPU, Device
 from fastdiff.errors import InputError
 from fastdiff.plan import Plan, plan
 from fastdiff.tables import STATE
@@ -44,6 +45,7 @@ class Workload:
         s_churn: churn in units of EDM's S_churn, at all noise levels; 0 is deterministic.
         steps: how many steps are timed; the sampler has one more, its last, which is not.
         network: what it is called in reports.
+        device: where it is sampled; no part of the name.
     """
 
     batch: int
@@ -56,6 +58,7 @@ class Workload:
     s_churn: float = 0.0
     steps: int = 17
     network: str = FREE
+    device: Device = CPU
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,7 +102,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """Everything but the backend, in one line; two reports are compared by it."""
+        """Everything but backend and device, in one line; two reports are compared by it."""
         noise = "+churn" if self.s_churn else ""
         guidance = f" guidance {self.guidance:g}" if self.guided else ""
         types = self.dtype if self.dtype == self.network_dtype else f"{self.dtype}/{self.network_dtype}"
@@ -115,7 +118,7 @@ class Workload:
     @property
     def plan(self) -> Plan:
         """The sampler compiled by fastdiff; the same object for every size."""
-        return _kept_plan(replace(self, batch=1, sample=(1,), network=FREE))
+        return _kept_plan(replace(self, batch=1, sample=(1,), network=FREE, device=CPU))
 
     def compile(self) -> Plan:
         """The same, compiled anew."""
@@ -166,7 +169,8 @@ def free_network(workload: Workload) -> Model:
     """A network that costs nothing: it returns the same random tensor at every call."""
     generator = torch.Generator().manual_seed(1)
     shape = (2 * workload.batch, *workload.sample)
-    made = torch.randn(shape, generator=generator, dtype=torch.float32).to(workload.io)
+    made = torch.randn(shape, generator=generator, dtype=torch.float32)
+    made = made.to(workload.device.place, workload.io)
     cond, uncond = made.chunk(2)
     return Model(lambda z, c: made, lambda z, c: cond, lambda z, c: uncond)
 
@@ -174,12 +178,13 @@ def free_network(workload: Workload) -> Model:
 def first_noise(workload: Workload) -> Tensor:
     """The unit noise from which every rival starts, ``[B, ...]`` in the state type."""
     generator = torch.Generator().manual_seed(2)
-    return torch.randn(workload.shape, generator=generator, dtype=torch.float32).to(workload.state)
+    drawn = torch.randn(workload.shape, generator=generator, dtype=torch.float32)
+    return drawn.to(workload.device.place, workload.state)
 
 
-def timed_steps(elements: int) -> int:
+def timed_steps(elements: int, device: Device = CPU) -> int:
     """How many steps to time at a size: many of small ones, so that a clock can see them."""
-    return max(FEWEST_STEPS, min(MOST_STEPS, TIMED_ELEMENTS // max(elements, 1)))
+    return max(FEWEST_STEPS, min(MOST_STEPS, device.scale * TIMED_ELEMENTS // max(elements, 1)))
 
 
 def sample_shape(elements: int, batch: int | None) -> tuple[int, tuple[int, ...]]:
@@ -215,13 +220,3 @@ def format_size(elements: int) -> str:
         if elements % factor == 0:
             return f"{elements // factor}{unit}"
     return str(elements)
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping, or None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":") for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None

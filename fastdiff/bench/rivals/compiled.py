@@ -39,7 +39,7 @@ def _compile(key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 def textbook_compiled(workload: Workload, model: Model, noise: Tensor) -> Job:
     """The textbook's Heun step as two compiled functions, each from one network output to the next input."""
     first, second = _compile((workload, 1), _predictor(workload)), _compile((workload, 2), _corrector(workload))
-    sigmas, steps = workload.sigmas, len(workload.sigmas) - 1
+    sigmas, steps, place = workload.sigmas, len(workload.sigmas) - 1, noise.device
     gamma = min(workload.s_churn / steps, math.sqrt(2) - 1)
     hats = [sigma + gamma * sigma for sigma in sigmas]
     lifts = [math.sqrt(hat**2 - sigma**2) * S_NOISE for hat, sigma in zip(hats, sigmas, strict=True)]
@@ -52,10 +52,10 @@ def textbook_compiled(workload: Workload, model: Model, noise: Tensor) -> Job:
         at, then = workload.scalars(hats[i]), workload.scalars(sigmas[i + 1])
         c_in = workload.scalars(hats[i + 1]).c_in
         h = sigmas[i + 1] - hats[i]
-        told = [torch.full((batch,), s.c_noise, dtype=workload.io) for s in (at, then)]
-        predict = torch.tensor([at.c_skip, at.c_out, hats[i], h, then.c_in], dtype=workload.state)
+        told = [torch.full((batch,), s.c_noise, dtype=workload.io, device=place) for s in (at, then)]
+        predict = torch.tensor([at.c_skip, at.c_out, hats[i], h, then.c_in], dtype=workload.state, device=place)
         correct = [then.c_skip, then.c_out, sigmas[i + 1], h, lifts[i + 1], c_in]
-        tables.append((told, predict, torch.tensor(correct, dtype=workload.state)))
+        tables.append((told, predict, torch.tensor(correct, dtype=workload.state, device=place)))
     z = (workload.scalars(hats[0]).c_in * (torch.cat([x_hat] * 2) if workload.guided else x_hat)).to(workload.io)
 
     def states(x_hat: Tensor, z: Tensor) -> Iterator[Tensor]:
@@ -103,11 +103,12 @@ def _corrector(workload: Workload) -> Callable[..., Any]:
 def rows_compiled(workload: Workload, model: Model, noise: Tensor) -> Job:
     """The rows of fastdiff's plan as compiled functions, in place: same algebra, same bytes, no temporaries."""
     plan, net = workload.plan, model.both if workload.guided else model.cond
-    buffers = {name: torch.empty(workload.shape, dtype=workload.state) for name in plan.buffers}
+    state, io = ({"dtype": dtype, "device": noise.device} for dtype in (workload.state, workload.io))
+    buffers = {name: torch.empty(workload.shape, **state) for name in plan.buffers}
     copies = max(row.copies for row in plan.rows)
-    z = torch.empty((copies * workload.batch, *workload.sample), dtype=workload.io)
-    told = [torch.full((len(z),), row.c_noise, dtype=workload.io) for row in plan.rows]
-    coefficients = [torch.tensor(row.coefficients, dtype=workload.state) for row in plan.rows]
+    z = torch.empty((copies * workload.batch, *workload.sample), **io)
+    told = [torch.full((len(z),), row.c_noise, **io) for row in plan.rows]
+    coefficients = [torch.tensor(row.coefficients, **state) for row in plan.rows]
     functions = [_compiled_row(workload, k) for k in range(len(plan.rows) - 1)]
     _row(plan.rows[0], plan.buffers, (), noise)(*buffers.values(), z, coefficients[0])
     per_step = 1 if workload.alpha is None else 2

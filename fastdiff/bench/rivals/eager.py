@@ -64,7 +64,7 @@ def edm(state: torch.dtype) -> Callable[[Workload, Model, Tensor], Job]:
     """
 
     def start(workload: Workload, model: Model, noise: Tensor) -> Job:
-        levels = torch.tensor(workload.sigmas, dtype=torch.float64).to(state)
+        levels = torch.tensor(workload.sigmas, dtype=torch.float64, device=noise.device).to(state)
         x = noise.to(state) * levels[0]
         return Steps(_edm_states(workload, model, x, levels), workload.steps)
 
@@ -110,7 +110,7 @@ def guided_wrapper(model: Model, workload: Workload) -> Callable[[Tensor, Tensor
 
 def k_diffusion_ops(workload: Workload, model: Model, noise: Tensor) -> Job:
     """Euler and Heun with churn on a one-dimensional tensor of sigmas, each broadcast to the batch at every call."""
-    sigmas = torch.tensor(workload.sigmas, dtype=torch.float32)
+    sigmas = torch.tensor(workload.sigmas, dtype=torch.float32, device=noise.device)
     denoise = guided_wrapper(model, workload)
     return Steps(_k_diffusion_states(workload, denoise, noise.float() * sigmas[0], sigmas), workload.steps)
 

@@ -52,7 +52,7 @@ def k_diffusion(workload: Workload, model: Model, noise: Tensor) -> Job:
     """``sample_heun`` or ``sample_euler`` on the wrapper of ``guided_wrapper``."""
     sampling: Any = k_diffusion_sampling()
     function = sampling.sample_heun if workload.solver == "heun" else sampling.sample_euler
-    sigmas = torch.tensor(workload.sigmas, dtype=torch.float32)
+    sigmas = torch.tensor(workload.sigmas, dtype=torch.float32, device=noise.device)
     denoise = guided_wrapper(model, workload)
     x = noise.float() * sigmas[0]
     return WholeLoop(
@@ -114,9 +114,10 @@ def diffusers(name: str) -> Callable[[Workload, Model, Tensor], Job]:
 
     def start(workload: Workload, model: Model, noise: Tensor) -> Job:
         scheduler = diffusers_scheduler(name)(use_karras_sigmas=True)
-        scheduler.set_timesteps(workload.steps + 1)
+        scheduler.set_timesteps(workload.steps + 1, device=noise.device)
         heun = workload.alpha is not None
-        # The noise levels of the workload; a Heun scheduler lists every one twice but the first and the last.
+        # The noise levels of the workload, on the CPU as schedulers keep them; one of Heun's lists every one twice but
+        # the first and the last.
         levels = torch.tensor(workload.sigmas, dtype=torch.float32)
         repeats = [1] + [2 if heun else 1] * (len(levels) - 2) + [1]
         scheduler.sigmas = levels.repeat_interleave(torch.tensor(repeats))
