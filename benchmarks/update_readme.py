@@ -131,7 +131,7 @@ def _shares(cases: list[dict[str, Any]]) -> str:
     if not found:
         return ""
     times = f"End to end the textbook sampler takes so many times as long: {'; '.join(found)}."
-    return f"{times} No sampler can gain more than that part."
+    return f"{times} No sampler can gain more than that part: what goes beyond it is the machine's own unrest."
 
 
 def _table(lines: list[list[str]]) -> str:
