@@ -25,9 +25,8 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff import ops
-from fastdiff.backends import registry
 from fastdiff.row import NETWORK_PREFIX, Row
-from fastdiff.testing import Case, random_case, same_bits
+from fastdiff.testing import Case, random_case, run_on, same_bits
 
 ROOT = Path(__file__).parents[1]
 OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
@@ -155,7 +154,7 @@ def bits(gpu: Gpu) -> Lines:
         cases, wrong, end = 0, None, time.monotonic() + gpu.cases_seconds
         while wrong is None and time.monotonic() < end:
             case = random_case(cases, max_elements=MOST_ELEMENTS)
-            got, expected = case.run(on_device(gpu, name)), case.run("reference")
+            got, expected = case.run(run_on(gpu.device, name)), case.run("reference")
             wrong = next((case for key, value in expected.items() if not same_bits(got[key], value)), None)
             cases += 1
         text = f"the reference's bits on {cases} random rows" if wrong is None else f"other bits: {wrong.describe()}"
@@ -236,33 +235,6 @@ def times(gpu: Gpu) -> Lines:
 def usable(gpu: Gpu) -> list[str]:
     """The backends of the device that can run here."""
     return [report.name for report in fastdiff.list_backends() if report.usable and report.name in gpu.backends]
-
-
-def on_device(gpu: Gpu, name: str) -> registry.Stage:
-    """A backend's stage for tensors on the CPU: storages go to the device and come back, offsets and gaps included."""
-
-    def stage(columns, coef, present, seeds, draws, program, stores, z) -> None:
-        moved: dict[int, Tensor] = {}
-
-        def there(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            storage = tensor.untyped_storage()
-            raw = torch.empty(0, dtype=torch.uint8).set_(storage)
-            copy = moved.setdefault(storage.data_ptr(), raw.to(gpu.device, copy=True))
-            geometry = (tensor.shape, tensor.stride(), tensor.storage_offset())
-            return copy.view(tensor.dtype).as_strided(*geometry)
-
-        tables = {"present": there(present), "seeds": there(seeds), "draws": there(draws)}
-        reads, written = [there(column) for column in columns], [there(store) for store in stores]
-        with fastdiff.use_backend(name):
-            ops.stage(reads, there(coef), program, stores=written, z=there(z), **tables)
-        for tensor in (*stores, z):
-            if tensor is not None:
-                storage = tensor.untyped_storage()
-                torch.empty(0, dtype=torch.uint8).set_(storage).copy_(moved[storage.data_ptr()])
-
-    return stage
 
 
 PLANS = [fastdiff.plan(steps=4, churn=CHURN, guidance=scale) for scale in (2.0, 3.5)]
@@ -424,7 +396,7 @@ def run_rows(gpu: Gpu, count: int) -> int:
             same_bits(value, expected)
             for case in cases
             for value, expected in zip(
-                case.run(on_device(gpu, name)).values(), case.run("reference").values(), strict=True
+                case.run(run_on(gpu.device, name)).values(), case.run("reference").values(), strict=True
             )
         )
         print(f"{name}: {count} rows, {'right' if right else 'WRONG'}")

@@ -188,9 +188,11 @@ def _kept(net: Network, key: Hashable) -> Recorded | None:
     try:
         with _guard:
             recordings = _recorded.get(_owner(net), OrderedDict())
-            if key in recordings:
-                recordings.move_to_end(key)
-            return recordings.get(key)
+            # The key is long, and each look at it costs a hash.
+            recordings.move_to_end(key)
+            return recordings[key]
+    except KeyError:
+        return None
     except TypeError as error:
         raise InputError(
             f"a recorded sampling lives as long as its network, and a {type(net).__name__} cannot be watched "

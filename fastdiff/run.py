@@ -89,10 +89,10 @@ class Run:
         kind = layout(self._z) or "row-major"
         self._backend = registry.choose(self.device.type, [self.state, self.network_dtype], kind)
         self.evaluations = self._evaluations()
-        self._launches = self._bound_launches()
-        self._own = [_span(tensor) for tensor in (self._z, *self._buffers.values())] if self._launches else []
         self._finished = False
         self._loop = self._bind()
+        self._launches = self._bound_launches() if self._loop is None else []
+        self._own = [_span(tensor) for tensor in (self._z, *self._buffers.values())] if self._launches else []
         self.restart()
 
     def _check(self) -> None:
@@ -108,10 +108,14 @@ class Run:
 
     def _bind(self) -> Any:
         """The C++ loop, where it serves this run."""
-        plain = type(self._z) is Tensor and self._z.numel() and not torch.compiler.is_compiling()
-        if self._backend.name != "cpu" or self._differentiable or self._noise is not None or not plain:
+        if self._backend.name != "cpu" or not self._keeps_tensors():
             return None
         return hostloop.bind(self.plan, self.tables.rows, self._buffers, self._z, self.seeds, self.shape[0])
+
+    def _keeps_tensors(self) -> bool:
+        """Whether all steps work on the same plain tensors, network outputs apart."""
+        plain = type(self._z) is Tensor and self._z.numel() > 0 and not torch.compiler.is_compiling()
+        return plain and not self._differentiable and self._noise is None
 
     def _empty(self, copies: int, dtype: torch.dtype) -> Tensor:
         shape = (copies * self.shape[0], *self.shape[1:])
@@ -128,8 +132,7 @@ class Run:
 
     def _bound_launches(self) -> list[tuple[registry.Prepared, list[int]]]:
         """The launch of every row, and the branches whose outputs it takes; none where each step makes new tensors."""
-        plain = type(self._z) is Tensor and self._z.numel() and not torch.compiler.is_compiling()
-        if self._differentiable or self._noise is not None or not plain:
+        if not self._keeps_tensors():
             return []
         launches, branches = [], ()
         for row, (coef, draws, program) in zip(self.plan.rows, self.tables.rows, strict=True):

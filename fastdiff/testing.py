@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -219,6 +219,50 @@ def random_row(rng: np.random.Generator, state: str = "float32", wild: bool = Tr
     copies = int(rng.choice([1, 2, 3]))
     c_in = _coefficient(rng, state, wild)
     return Row(columns, tuple(outputs), draws, derived, network, c_in, copies if network is not None else 1)
+
+
+def run_on(device: torch.device | str, backend: str) -> Stage:
+    """A backend's ``stage`` for tensors on the CPU.
+
+    Whole storages go to the device and come back, so that what lies around and between the samples is looked at too.
+
+    Args:
+        device: where the backend runs.
+        backend: its name.
+    """
+
+    def stage(
+        columns: Sequence[Tensor],
+        coef: Tensor,
+        present: Tensor | None,
+        seeds: Tensor | None,
+        draws: Tensor | None,
+        program: Sequence[int],
+        stores: Sequence[Tensor | None],
+        z: Tensor | None,
+    ) -> None:
+        moved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+        def there(tensor: Tensor | None) -> Any:
+            if tensor is None:
+                return None
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in moved:
+                copy = torch.UntypedStorage(storage.nbytes(), device=device)
+                copy.copy_(storage)
+                moved[storage.data_ptr()] = storage, copy
+            empty = torch.empty(0, dtype=tensor.dtype, device=device)
+            _, copy = moved[storage.data_ptr()]
+            return empty.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+        tables = {"present": there(present), "seeds": there(seeds), "draws": there(draws)}
+        reads, stored = [there(column) for column in columns], [there(store) for store in stores]
+        with use_backend(backend):
+            ops.stage(reads, there(coef), program, stores=stored, z=there(z), **tables)
+        for storage, copy in moved.values():
+            storage.copy_(copy)
+
+    return stage
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -18,21 +18,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff import ops, textbook
+from fastdiff import textbook
 from fastdiff.backends import reference
-from fastdiff.backends.registry import Stage, use_backend
+from fastdiff.backends.registry import use_backend
 from fastdiff.bench.contestant import Contestant
 from fastdiff.bench.device import CPU, Device
 from fastdiff.bench.rivals.eager import textbook_states
 from fastdiff.bench.workload import FREE, Model, Workload
 from fastdiff.errors import BackendError
 from fastdiff.run import Run
-from fastdiff.testing import random_case, same_bits
+from fastdiff.testing import random_case, run_on, same_bits
 from fastdiff.trace import INIT, STEP
 
 RANDOM_CASES, LARGEST_CASE = 200, 4097
@@ -80,7 +79,7 @@ def check(backend: str, workloads: Sequence[Workload], cases: int | None = None)
     device = workloads[0].device
     if device.gpu:
         check_clock(device)
-    runs_on = on_device(device.place, backend) if device.gpu else backend
+    runs_on = run_on(device.place, backend) if device.gpu else backend
     for seed in range(cases):
         case = random_case(seed, max_elements=LARGEST_CASE)
         found, expected = case.run(runs_on), case.run("reference")
@@ -127,42 +126,6 @@ def check_clock(device: Device) -> None:
         f"gate red: the clock of {device.name} ({device.clock}) told {told:.2e} s for work that took {wall:.2e} s "
         "from the first launch until all was done; its figures would mean nothing"
     )
-
-
-def on_device(place: torch.device, backend: str) -> Stage:
-    """A backend's ``stage`` for tensors on the CPU: their storages go there and come back, with offsets and gaps."""
-
-    def stage(
-        columns: Sequence[Tensor],
-        coef: Tensor,
-        present: Tensor | None,
-        seeds: Tensor | None,
-        draws: Tensor | None,
-        program: Sequence[int],
-        stores: Sequence[Tensor | None],
-        z: Tensor | None,
-    ) -> None:
-        storages: dict[int, tuple[Tensor, Tensor]] = {}
-
-        def there(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            address = tensor.untyped_storage().data_ptr()
-            if address not in storages:
-                here = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-                storages[address] = here, here.to(place, copy=True)
-            moved = storages[address][1].view(tensor.dtype)
-            return moved.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-        tables = {"present": there(present), "seeds": there(seeds), "draws": there(draws)}
-        reads: list[Any] = [there(column) for column in columns]
-        numbers: Any = there(coef)
-        with use_backend(backend):
-            ops.stage(reads, numbers, program, stores=[there(store) for store in stores], z=there(z), **tables)
-        for here, moved in storages.values():
-            here.copy_(moved)
-
-    return stage
 
 
 def _small(workload: Workload) -> Workload:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from fastdiff import ops
 from fastdiff.backends import cpu, registry
-from fastdiff.backends.registry import Backend, Stage, use_backend
+from fastdiff.backends.registry import Backend, Stage
 from fastdiff.errors import BackendError, InputError
-from fastdiff.testing import Case
+from fastdiff.testing import Case, run_on
 
 REFERENCE = "reference"
 CHECKOUT = Path(__file__).parents[2]
@@ -67,38 +65,7 @@ class Variant:
     def run(self, case: Case) -> dict[str, Tensor]:
         """What it writes for a row."""
         with self.active():
-            return case.run(self.backend if self.device == "cpu" else self._on_device)
-
-    def _on_device(self, columns: Sequence[Tensor], coef: Tensor, present: Tensor | None, seeds: Tensor | None,
-                   draws: Tensor | None, program: Sequence[int], stores: Sequence[Tensor | None],
-                   z: Tensor | None) -> None:  # fmt: skip
-        """Copy whole storages there and back, so that canaries around the tensors are looked at as well."""
-        there: dict[int, torch.UntypedStorage] = {}
-        here: dict[int, torch.UntypedStorage] = {}
-
-        def move(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            key = storage.data_ptr()
-            if key not in there:
-                here[key] = storage
-                there[key] = torch.UntypedStorage(storage.nbytes(), device=self.device)
-                there[key].copy_(storage)
-            empty = torch.empty(0, dtype=tensor.dtype, device=self.device)
-            return empty.set_(there[key], tensor.storage_offset(), tensor.shape, tensor.stride())
-
-        tables = {"present": present, "seeds": seeds, "draws": draws}
-        moved = {name: None if table is None else table.to(self.device) for name, table in tables.items()}
-        with use_backend(self.backend):
-            ops.stage(
-                [move(column) for column in columns],
-                coef.to(self.device),
-                program,
-                stores=[None if store is None else move(store) for store in stores],
-                z=None if z is None else move(z),
-                **moved,
-            )
-        for key, storage in here.items():
-            storage.copy_(there[key])
+            return case.run(self.backend if self.device == "cpu" else run_on(self.device, self.backend))
 
 
 def reference() -> Variant:

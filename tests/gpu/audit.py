@@ -26,11 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdiff.backends import registry
+from fastdiff.bench.audit import COPIES, WAITS
 
 GUARD = Path(__file__).parent / "device_guard.cpp"
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique_dim", "bincount")
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
-COPIES = ("_to_copy", "copy_")
 
 
 class Audit(TorchDispatchMode):

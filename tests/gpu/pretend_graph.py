@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdiff import arguments, graph, recording, seeds
+from fastdiff.bench.audit import WAITS
 
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "lift_fresh")
+REFUSED = (*WAITS, "lift_fresh")
 NAMES = ("Stream", "Event", "CUDAGraph", "graph", "stream", "set_stream", "current_stream", "device", "empty_cache")
 ENDED = "operation failed due to a previous error during capture"
 
@@ -53,7 +54,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name, keywords = function._schema.name.split("::")[1], keywords or {}
-        if name in WAITS or torch.Tag.dynamic_output_shape in function.tags:
+        if name in REFUSED or torch.Tag.dynamic_output_shape in function.tags:
             self._into.allowed = False
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
         made = function(*arguments, **keywords)

@@ -68,7 +68,7 @@ def test_other_bits_are_failed_lines(day_one, monkeypatch):
 def test_a_graph_that_replays_old_numbers_or_records_what_waits_is_a_failed_line(day_one, monkeypatch):
     monkeypatch.setattr(day_one, "SECTIONS", (day_one.graphs,))
     monkeypatch.setattr(Tables, "load", lambda tables, plan: None)
-    monkeypatch.setattr(pretend_graph, "WAITS", ())
+    monkeypatch.setattr(pretend_graph, "REFUSED", ())
     with recorded(EmulatedCuda()):
         lines = day_one.examine(day_one.PretendGpu())
     ok, failed = day_one.OK, day_one.FAILED
