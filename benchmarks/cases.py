@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from fastdiff.bench import gate, measure
-from fastdiff.bench.measure import Case, Effort
-from fastdiff.bench.workload import Workload, parse_size, sample_shape, timed_steps
+from fastdiff.lab.bench import gate, measure
+from fastdiff.lab.bench.measure import Case, Effort
+from fastdiff.lab.bench.workload import Workload, parse_size, sample_shape, timed_steps
 
 EFFORT = Effort(budget=10.0, fewest=5, most=41)
 

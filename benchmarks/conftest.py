@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastdiff.bench import timing
+from fastdiff.lab.bench import timing
 
 
 @pytest.fixture(autouse=True)

@@ -25,8 +25,8 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff import ops
-from fastdiff.row import NETWORK_PREFIX, Row
-from fastdiff.testing import Case, random_case, run_on, same_bits
+from fastdiff.rows.row import NETWORK_PREFIX, Row
+from fastdiff.testing.rows import Case, random_case, run_on, same_bits
 
 ROOT = Path(__file__).parents[1]
 OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"

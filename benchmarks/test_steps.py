@@ -12,10 +12,10 @@ import pytest
 from cases import checked, heun
 
 from fastdiff.backends import cpu
-from fastdiff.bench.contestant import backend
-from fastdiff.bench.noise import FILLS, Filling
-from fastdiff.bench.rivals import RIVALS
-from fastdiff.bench.workload import first_noise, free_network
+from fastdiff.lab.bench.contestant import backend
+from fastdiff.lab.bench.noise import FILLS, Filling
+from fastdiff.lab.bench.rivals import RIVALS
+from fastdiff.lab.bench.workload import first_noise, free_network
 
 CONTESTANTS = {"cpu": backend("cpu")} | RIVALS
 ROUNDS = {"4Ki": 41, "64Ki": 21, "1Mi": 9, "16Mi": 5}

@@ -14,10 +14,10 @@ import pytest
 from cases import EFFORT, case, heun
 
 from fastdiff.backends import cpu
-from fastdiff.bench.contestant import backend
-from fastdiff.bench.measure import Case
-from fastdiff.bench.noise import normal_rates
-from fastdiff.bench.workload import first_noise, free_network
+from fastdiff.lab.bench.contestant import backend
+from fastdiff.lab.bench.measure import Case
+from fastdiff.lab.bench.noise import normal_rates
+from fastdiff.lab.bench.workload import first_noise, free_network
 
 pytestmark = pytest.mark.skipif(cpu.host() is None, reason="the C++ backend was not built")
 STILL, CHURN = 0.0, 40.0

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench import record
-from fastdiff.bench.table import micro, short
-from fastdiff.bench.workload import FREE, format_size
+from fastdiff.lab.bench import record
+from fastdiff.lab.bench.table import micro, short
+from fastdiff.lab.bench.workload import FREE, format_size
 
 ROOT = Path(__file__).parents[1]
 FIGURES, README = ROOT / "benchmarks" / "figures.json", ROOT / "README.md"

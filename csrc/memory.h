@@ -1,4 +1,4 @@
-// Which bytes two tensors share, and how a sample's elements lie: the same rules as fastdiff/layout.py. Host
+// Which bytes two tensors share, and how a sample's elements lie: the same rules as fastdiff/rows/layout.py. Host
 // only.
 #pragma once
 

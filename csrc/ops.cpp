@@ -1,5 +1,5 @@
 // The ops fastdiff::stage and fastdiff::fill_noise on the CPU, in LibTorch's stable ABI: one binary for
-// torch 2.10 and later. Schemas are in fastdiff/ops.py. Everything is checked again here, before anything is
+// torch 2.10 and later. Schemas are in fastdiff/ops/schema.py. Everything is checked again here, before anything is
 // written, because the dispatcher can be called directly.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -7,8 +7,8 @@ grouped by equal bits. What is printed holds for this processor and this version
 import click
 import torch
 
-from fastdiff.digits import CLASSES, load_digits
-from fastdiff.testing import same_bits
+from fastdiff.app.digits import CLASSES, load_digits
+from fastdiff.testing.rows import same_bits
 
 
 @click.command(context_settings={"show_default": True})

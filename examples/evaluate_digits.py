@@ -16,8 +16,8 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 import fastdiff
-from fastdiff.digits import CLASSES, DigitsNet, load_digits
-from fastdiff.prediction import edm
+from fastdiff.app.digits import CLASSES, DigitsNet, load_digits
+from fastdiff.maths.prediction import edm
 
 HELD_OUT = 600
 

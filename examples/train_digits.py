@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastdiff.digits import CLASSES, DigitsNet, load_digits
+from fastdiff.app.digits import CLASSES, DigitsNet, load_digits
 
 BATCH, LABEL_DROPOUT = 96, 0.15
 RATE, WARM_UP, CLIP, EMA = 2e-3, 100, 1.0, 0.9985

@@ -10,17 +10,17 @@ The same seed gives the same bits whatever the batch, position, threads, layout 
 
 from fastdiff.backends.registry import list_backends, use_backend
 from fastdiff.errors import BackendError, FastdiffError, InputError, NetworkError, PlanError
-from fastdiff.graph import clear_graphs
-from fastdiff.guidance import Guidance
-from fastdiff.network import in_chunks
-from fastdiff.ops import fill_noise, stage
-from fastdiff.plan import Plan, plan
-from fastdiff.prediction import Prediction
-from fastdiff.run import Run
-from fastdiff.sampler import sample
-from fastdiff.schedule import Schedule
-from fastdiff.solver import Solver
-from fastdiff.trace import Churn
+from fastdiff.maths.churn import Churn
+from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.prediction import Prediction
+from fastdiff.maths.schedule import Schedule
+from fastdiff.ops.schema import fill_noise, stage
+from fastdiff.plans.plan import Plan, plan
+from fastdiff.runs.graph import clear_graphs
+from fastdiff.runs.network import in_chunks
+from fastdiff.runs.run import Run
+from fastdiff.runs.sample import sample
+from fastdiff.solvers.solver import Solver
 
 __version__ = "0.1.0"
 

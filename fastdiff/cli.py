@@ -12,13 +12,13 @@ import torch
 from click.core import ParameterSource
 
 import fastdiff
-from fastdiff import comparison
+from fastdiff.app import comparison
+from fastdiff.app.digits_job import WATCHED, Job, Network, Partial, read_same
+from fastdiff.app.io import encode_samples, read_plan, write
+from fastdiff.app.options import EXISTING_FILE, Classes, Finite, OutputFile, Seeds, refuse_existing
+from fastdiff.app.settings import Settings, settings_options
 from fastdiff.backends import registry
 from fastdiff.errors import BackendError, FastdiffError, NetworkError, OutputError
-from fastdiff.io import encode_samples, read_plan, write
-from fastdiff.job import WATCHED, Job, Network, Partial, read_same
-from fastdiff.options import EXISTING_FILE, Classes, Finite, OutputFile, Seeds, refuse_existing
-from fastdiff.settings import Settings, settings_options
 
 NETWORK_DTYPES = ("float32", "bfloat16", "float64")
 
@@ -90,7 +90,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A command by its name."""
         if cmd_name == "bench":
-            from fastdiff.bench.command import bench
+            from fastdiff.lab.bench.command import bench
 
             return bench
         return super().get_command(ctx, cmd_name)
@@ -324,7 +324,7 @@ def doctor(as_json: bool) -> None:
     other bits than the reference, a noise generator with wrong answers, a
     checkpoint that cannot be read.
     """
-    from fastdiff import doctor as examination
+    from fastdiff.app import doctor as examination
 
     found = examination.examine()
     examination.show(found, as_json)
@@ -346,7 +346,7 @@ def demo(out: Path, repeats: int) -> None:
     Overwrites digits.png and trajectory.png in the folder. Takes under a
     minute.
     """
-    from fastdiff import demo as demonstration
+    from fastdiff.app import demo as demonstration
 
     demonstration.run(out, repeats)
 
@@ -373,7 +373,7 @@ def fuzz(replay: str | None, **asked: Any) -> None:
     shows it again. Exits with 1 if anything differs; Ctrl-C shows what was
     done until then.
     """
-    from fastdiff.fuzz import command
+    from fastdiff.lab.fuzz import command
 
     request = command.Request(**asked)
     failed = command.fuzz(request).differences if replay is None else not command.show_replay(replay, request)
@@ -399,7 +399,7 @@ def noise(png: Path | None, html: Path | None, force: bool, **asked: Any) -> Non
     Exits with 1 if a test fails; noise without a fault fails for at most one
     seed in a million.
     """
-    from fastdiff.battery import command
+    from fastdiff.lab.noise import command
 
     existing = [path for path in (png, html) if path is not None]
     refuse_existing([] if force else existing, "give --force to overwrite it, or another name")

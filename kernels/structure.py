@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from fastdiff.program import parse
+from fastdiff.rows.program import parse
 
 NONE = -1
 """Stands for an absent index: a plain integer, because Triton compares only numbers at compile time."""

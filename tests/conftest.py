@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdiff.testing import poison_empty
+from fastdiff.testing.rows import poison_empty
 
 
 @pytest.fixture(autouse=True)

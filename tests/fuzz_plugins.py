@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastdiff.fuzz.variants import Plugin
+from fastdiff.lab.fuzz.variants import Plugin
 
 SLOW = 1 / 30
 """Of the time, for each of the slow ones: together a tenth."""

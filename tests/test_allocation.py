@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fastdiff.backends import cpu
-from fastdiff.bench.audit import audit
-from fastdiff.bench.contestant import Contestant, backend
-from fastdiff.bench.rivals import RIVALS
-from fastdiff.bench.workload import Workload, first_noise, free_network
+from fastdiff.lab.bench.audit import audit
+from fastdiff.lab.bench.contestant import Contestant, backend
+from fastdiff.lab.bench.rivals import RIVALS
+from fastdiff.lab.bench.workload import Workload, first_noise, free_network
 
 resource = pytest.importorskip("resource", reason="page faults are counted on POSIX systems")
 pytestmark = pytest.mark.skipif(cpu.host() is None, reason="the C++ backend was not built")

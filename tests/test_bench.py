@@ -23,16 +23,16 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from fastdiff import hostloop
 from fastdiff.backends import cpu, reference, registry
-from fastdiff.bench import chart, command, gate, measure, networks, noise, record, table, tasks, timing, workload
-from fastdiff.bench.audit import Counter, audit
-from fastdiff.bench.contestant import Contestant, Steps, backend
-from fastdiff.bench.rivals import RIVALS
-from fastdiff.bench.rivals.eager import textbook_start, textbook_states
-from fastdiff.bench.workload import Workload, first_noise, format_size, free_network, parse_size, sample_shape
 from fastdiff.cli import Commands
 from fastdiff.errors import BackendError, NetworkError
+from fastdiff.lab.bench import chart, command, gate, measure, networks, noise, record, table, tasks, timing, workload
+from fastdiff.lab.bench.audit import Counter, audit
+from fastdiff.lab.bench.contestant import Contestant, Steps, backend
+from fastdiff.lab.bench.rivals import RIVALS
+from fastdiff.lab.bench.rivals.eager import textbook_start, textbook_states
+from fastdiff.lab.bench.workload import Workload, first_noise, format_size, free_network, parse_size, sample_shape
+from fastdiff.runs import loop as hostloop
 
 ROOT = Path(__file__).parents[1]
 SMALL = Workload(batch=3, sample=(4, 4, 4), steps=3)
@@ -626,7 +626,7 @@ def test_ctrl_c_at_a_terminal(folder, after: int):
     """A real signal, in the gate and in the second case; what is done is kept and marked, and nothing else is left."""
     script = (
         "import os, signal\n"
-        "from fastdiff.bench import chart, command, gate, workload\n"
+        "from fastdiff.lab.bench import chart, command, gate, workload\n"
         "gate.RANDOM_CASES = 5\n"
         "workload.MOST_STEPS = 3\n"
         "calls = []\n"

@@ -32,7 +32,9 @@ from emulated import EmulatedCuda
 from pretend_graph import recorded
 
 from fastdiff.backends import registry
-from fastdiff.bench import (
+from fastdiff.cli import Commands
+from fastdiff.errors import InputError
+from fastdiff.lab.bench import (
     command,
     contestant,
     gate,
@@ -46,13 +48,11 @@ from fastdiff.bench import (
     timing,
     workload,
 )
-from fastdiff.bench.audit import Counter, audit
-from fastdiff.bench.contestant import Contestant, backend, replayed
-from fastdiff.bench.device import CPU, DEVICES, Cuda
-from fastdiff.bench.rivals import RIVALS, compiled
-from fastdiff.bench.workload import Model, Workload, first_noise, free_network
-from fastdiff.cli import Commands
-from fastdiff.errors import InputError
+from fastdiff.lab.bench.audit import Counter, audit
+from fastdiff.lab.bench.contestant import Contestant, backend, replayed
+from fastdiff.lab.bench.device import CPU, DEVICES, Cuda
+from fastdiff.lab.bench.rivals import RIVALS, compiled
+from fastdiff.lab.bench.workload import Model, Workload, first_noise, free_network
 
 GRAPH = "fastdiff cuda, graph"
 TINY = ("--device", "cuda", "--sizes", "256", "--batch", "4", "--budget", "0", "--churn", "off")
@@ -515,7 +515,7 @@ def test_a_second_launch_an_allocation_and_the_slow_way_are_counted(gpu, monkeyp
     # Its own, one that fills and one that adds.
     assert audit(replace(backend("cuda"), name="clumsy"), load).launches == 3
     gpu.replacing.setattr(registry, "BACKENDS", (own, *others))
-    monkeypatch.setattr("fastdiff.run.Run._is_expected", lambda *_: False)
+    monkeypatch.setattr("fastdiff.runs.run.Run._is_expected", lambda *_: False)
     slow = audit(replace(backend("cuda"), name="slow"), load)
     assert (slow.launches, slow.bytes) == (1, 24)
 

@@ -20,12 +20,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import fastdiff
-from fastdiff import comparison, demo, doctor, io, job, options, picture, textbook
+from fastdiff.app import comparison, demo, doctor, io, options, picture
+from fastdiff.app import digits_job as job
 from fastdiff.backends import reference, registry
 from fastdiff.cli import main
-from fastdiff.prediction import edm
-from fastdiff.row import Row, Terms
-from fastdiff.testing import same_bits
+from fastdiff.maths.prediction import edm
+from fastdiff.rows.row import Row, Terms
+from fastdiff.testing import textbook
+from fastdiff.testing.rows import same_bits
 
 QUICK = ("--steps", "3")
 ISOLATED = {"catch_exceptions": False}
@@ -536,7 +538,7 @@ def test_doctor_finds_a_wrong_backend(monkeypatch):
 
 
 def test_doctor_finds_a_missing_checkpoint(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr("fastdiff.digits.CHECKPOINT", tmp_path / "digits.safetensors")
+    monkeypatch.setattr("fastdiff.app.digits.CHECKPOINT", tmp_path / "digits.safetensors")
     assert run("doctor").exit_code == 1
 
 

@@ -15,19 +15,21 @@ import torch
 from test_solvers import adams_bashforth
 from textbook import CLOUD, LEVELS, PREDICTIONS
 
-from fastdiff import prediction, use_backend
-from fastdiff.algebra import Combination, Symbol
-from fastdiff.compiler import Compiler
-from fastdiff.emit import emit
-from fastdiff.guidance import Guidance
-from fastdiff.plan import Plan, plan
-from fastdiff.real import mp, positive
-from fastdiff.row import Bound, Derived
-from fastdiff.run import Run
-from fastdiff.sampler import sample
-from fastdiff.schedule import SCHEDULES, named_schedule
-from fastdiff.solver import SOLVERS, named_solver
-from fastdiff.trace import Churn, Ode
+from fastdiff import use_backend
+from fastdiff.maths import prediction
+from fastdiff.maths.churn import Churn
+from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.real import mp, positive
+from fastdiff.maths.schedule import SCHEDULES, named_schedule
+from fastdiff.maths.vector import Combination, Symbol
+from fastdiff.plans.compiler import Compiler
+from fastdiff.plans.emit import emit
+from fastdiff.plans.plan import Plan, plan
+from fastdiff.rows.row import Bound, Derived
+from fastdiff.runs.run import Run
+from fastdiff.runs.sample import sample
+from fastdiff.solvers.solver import SOLVERS, named_solver
+from fastdiff.solvers.trace import Ode
 
 CHURN = Churn(4.0, 0.05, 50.0, 1.003)
 

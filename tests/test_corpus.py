@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastdiff.fuzz import corpus, variants
-from fastdiff.fuzz.campaign import replay
+from fastdiff.lab.fuzz import corpus, variants
+from fastdiff.lab.fuzz.campaign import replay
 
 CORPUS = variants.CHECKOUT / "tests" / "corpus" / corpus.NAME
 LINES = corpus.read(CORPUS)

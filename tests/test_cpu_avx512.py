@@ -37,7 +37,7 @@ import ctypes, importlib.util, sys
 import torch
 import fastdiff
 from fastdiff.backends import cpu, reference
-from fastdiff.testing import random_case, same_bits
+from fastdiff.testing.rows import random_case, same_bits
 
 spec = importlib.util.spec_from_file_location("emulated._host", sys.argv[1])
 host = importlib.util.module_from_spec(spec)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.backends import cpu, reference
-from fastdiff.row import Derived, Draw, Output, Row
-from fastdiff.testing import Placement, random_case, same_bits
+from fastdiff.maths.draw import Draw
+from fastdiff.rows.row import Derived, Output, Row
+from fastdiff.testing.rows import Placement, random_case, same_bits
 
 HOST = cpu.host()
 pytestmark = pytest.mark.skipif(HOST is None, reason=str(cpu.unavailable()))

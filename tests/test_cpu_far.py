@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastdiff.backends import cpu, reference
-from fastdiff.row import Output, Row
-from fastdiff.testing import same_bits
+from fastdiff.rows.row import Output, Row
+from fastdiff.testing.rows import same_bits
 
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++")

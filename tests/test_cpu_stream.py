@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fastdiff.backends import cpu, reference
-from fastdiff.row import Draw, Output, Row
-from fastdiff.testing import same_bits
+from fastdiff.maths.draw import Draw
+from fastdiff.rows.row import Output, Row
+from fastdiff.testing.rows import same_bits
 
 HOST = cpu.host()
 pytestmark = pytest.mark.skipif(HOST is None, reason=str(cpu.unavailable()))

@@ -16,10 +16,10 @@ import evaluate_digits
 import train_digits
 
 import fastdiff
-from fastdiff.digits import CHECKPOINT, DigitsNet, load_digits
+from fastdiff.app.digits import CHECKPOINT, DigitsNet, load_digits
 from fastdiff.errors import CheckpointError
-from fastdiff.prediction import edm
-from fastdiff.testing import same_bits
+from fastdiff.maths.prediction import edm
+from fastdiff.testing.rows import same_bits
 
 FACTS = {
     "sigma_data", "steps", "batch", "loss", "loss_held_out", "parameters", "ema", "seed",

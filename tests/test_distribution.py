@@ -25,11 +25,11 @@ from scipy.stats import chi2
 from textbook import PREDICTIONS, Mixture
 from torch import Tensor
 
-from fastdiff import schedule
-from fastdiff.plan import Plan, plan
-from fastdiff.row import Output, Row
-from fastdiff.sampler import sample
-from fastdiff.trace import Churn
+from fastdiff.maths import schedule
+from fastdiff.maths.churn import Churn
+from fastdiff.plans.plan import Plan, plan
+from fastdiff.rows.row import Output, Row
+from fastdiff.runs.sample import sample
 
 ALPHA = 1e-6
 SEED = 1

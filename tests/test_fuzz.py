@@ -14,16 +14,16 @@ from click.testing import CliRunner
 from fastdiff.backends import reference
 from fastdiff.cli import main
 from fastdiff.errors import InputError
-from fastdiff.fuzz import corpus, report, row_line, settings, variants
-from fastdiff.fuzz.campaign import Campaign, replay
-from fastdiff.fuzz.row_shrink import weight
-from fastdiff.fuzz.rows import random_row_subject
-from fastdiff.fuzz.samplers import SamplerSubject, random_sampler_subject
-from fastdiff.fuzz.settings import Settings
-from fastdiff.fuzz.subject import first_difference
-from fastdiff.fuzz.variants import Plugin
-from fastdiff.row import Row
-from fastdiff.testing import INTEGERS
+from fastdiff.lab.fuzz import corpus, report, row_line, settings, variants
+from fastdiff.lab.fuzz.campaign import Campaign, replay
+from fastdiff.lab.fuzz.row_shrink import weight
+from fastdiff.lab.fuzz.rows import random_row_subject
+from fastdiff.lab.fuzz.samplers import SamplerSubject, random_sampler_subject
+from fastdiff.lab.fuzz.settings import Settings
+from fastdiff.lab.fuzz.subject import first_difference
+from fastdiff.lab.fuzz.variants import Plugin
+from fastdiff.rows.row import Row
+from fastdiff.testing.rows import INTEGERS
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +249,7 @@ def test_nothing_is_said_on_stderr(tmp_path):
 def test_ctrl_c_shows_what_was_done(tmp_path):
     script = (
         "import os, signal\n"
-        "from fastdiff.fuzz import campaign\n"
+        "from fastdiff.lab.fuzz import campaign\n"
         "draw = campaign.random_row_subject\n"
         "def drawn(rng, seen=[]):\n"
         "    seen.append(1)\n"
@@ -276,7 +276,7 @@ def faulty(tmp_path):
     path.write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(variants.CHECKOUT / 'tests')!r})\n"
-        "from fastdiff.fuzz.variants import Plugin\n"
+        "from fastdiff.lab.fuzz.variants import Plugin\n"
         "from test_fuzz import one_ulp\n"
         "PLUGINS = {'faulty': Plugin(one_ulp, share=1.0)}\n"
     )
@@ -314,7 +314,7 @@ def test_json_is_all_that_is_on_stdout(tmp_path):
 
 
 def test_a_broken_backend_is_shown_a_few_times_only(tmp_path, faulty, monkeypatch):
-    monkeypatch.setattr("fastdiff.fuzz.campaign.SHRINK_SECONDS", 0.01)
+    monkeypatch.setattr("fastdiff.lab.fuzz.campaign.SHRINK_SECONDS", 0.01)
     kept = str(tmp_path / "corpus.txt")
     result = command("--cases", "150", "--seed", "1", "--plugin", faulty, "--backends", "faulty", "--corpus", kept)
     assert result.stdout.count("--replay") == 3

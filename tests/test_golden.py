@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "golden"))
 
 from regenerate import FOLDER, PLANS
 
-from fastdiff.plan import Plan
+from fastdiff.plans.plan import Plan
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fastdiff import list_backends, ops, use_backend
 from fastdiff.backends import reference
-from fastdiff.plan import Plan, plan
-from fastdiff.row import Derived, Draw, Output, Row
-from fastdiff.sampler import sample
+from fastdiff.maths.draw import Draw
+from fastdiff.plans.plan import Plan, plan
+from fastdiff.rows.row import Derived, Output, Row
+from fastdiff.runs.sample import sample
 
 SHAPE, SEED, STEPS = (16, 2), 5, 12
 FP64 = 1e-12

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.testing import same_bits
+from fastdiff.testing.rows import same_bits
 
 PLAN = fastdiff.plan(steps=4, churn=fastdiff.Churn(2), guidance=2.0)
 SAMPLE = (2, 3, 5)

@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastdiff import io, plan
+from fastdiff import plan
+from fastdiff.app import io
 from fastdiff.errors import CheckpointError, OutputError, PlanError
 
 FACTS = {f"fact {i}": f"value {i} γ" for i in range(20)}

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import fastdiff
-from fastdiff.battery import hypotheses
-from fastdiff.battery.draws import ANSWERS, FAR, draw_all, fill_on
 from fastdiff.cli import main
+from fastdiff.lab.noise import hypotheses
+from fastdiff.lab.noise.draws import ANSWERS, FAR, draw_all, fill_on
 
 DRAWS = 2**18
 BACKEND = next(report.name for report in fastdiff.list_backends() if report.usable)
@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_fault_is_exit_code_1_and_in_the_json(monkeypatch):
-    monkeypatch.setattr("fastdiff.battery.command.fill_on", lambda backend: spoiled(lambda out: out.mul_(1.02)))
+    monkeypatch.setattr("fastdiff.lab.noise.command.fill_on", lambda backend: spoiled(lambda out: out.mul_(1.02)))
     result = command("--json")
     assert result.exit_code == 1
     body = json.loads(result.stdout)

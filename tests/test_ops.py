@@ -14,10 +14,11 @@ from fastdiff import ops
 from fastdiff.backends import registry
 from fastdiff.backends.registry import BACKENDS, Backend, choose, forced_backend, list_backends, use_backend
 from fastdiff.errors import BackendError, InputError
-from fastdiff.layout import layout, same_memory, share_memory
-from fastdiff.program import parse
-from fastdiff.row import DERIVED, Derived, Draw, Output, Row
-from fastdiff.testing import Placement, poison_empty, random_case, same_bits
+from fastdiff.maths.draw import Draw
+from fastdiff.rows.layout import layout, same_memory, share_memory
+from fastdiff.rows.program import parse
+from fastdiff.rows.row import DERIVED, Derived, Output, Row
+from fastdiff.testing.rows import Placement, poison_empty, random_case, same_bits
 
 ROW = Row(
     columns=("x", "f"),

@@ -18,11 +18,11 @@ from scipy.integrate import solve_ivp
 from textbook import CLOUD, PREDICTIONS
 from torch import Tensor
 
-from fastdiff import schedule
-from fastdiff.plan import plan
-from fastdiff.sampler import sample
-from fastdiff.schedule import Path, Schedule
-from fastdiff.solver import named_solver
+from fastdiff.maths import schedule
+from fastdiff.maths.schedule import Path, Schedule
+from fastdiff.plans.plan import plan
+from fastdiff.runs.sample import sample
+from fastdiff.solvers.solver import named_solver
 
 SHAPE, SEED = (24, 2), 3
 HIGH, LOW = 10.0, 0.02

@@ -19,17 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textbook import CLOUD, PREDICTIONS
 
-from fastdiff import schedule
 from fastdiff.backends import reference
 from fastdiff.errors import PlanError
-from fastdiff.explain import formulas
-from fastdiff.guidance import Guidance
-from fastdiff.plan import Plan, plan
-from fastdiff.prediction import PREDICTIONS as NAMES
-from fastdiff.row import Derived, Draw, Output, Row
-from fastdiff.sampler import sample
-from fastdiff.solver import SOLVERS
-from fastdiff.trace import Churn
+from fastdiff.maths import schedule
+from fastdiff.maths.churn import Churn
+from fastdiff.maths.draw import Draw
+from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.prediction import PREDICTIONS as NAMES
+from fastdiff.plans.explain import formulas
+from fastdiff.plans.plan import Plan, plan
+from fastdiff.rows.row import Derived, Output, Row
+from fastdiff.runs.sample import sample
+from fastdiff.solvers.solver import SOLVERS
 
 CHURN = Churn(4.0, 0.05, 50.0, 1.003)
 FULL = {"steps": 4, "guidance": Guidance(2.0, (0.1, 30.0)), "churn": CHURN, "clip": 1.0, "denoised": True}

@@ -9,12 +9,12 @@ import pytest
 import textbook
 import torch
 
-from fastdiff import prediction, schedule
 from fastdiff.backends import reference
 from fastdiff.errors import PlanError
-from fastdiff.prediction import PREDICTIONS, Prediction, conversion, named_prediction
-from fastdiff.real import mp, round_to
-from fastdiff.row import Output, Row
+from fastdiff.maths import prediction, schedule
+from fastdiff.maths.prediction import PREDICTIONS, Prediction, conversion, named_prediction
+from fastdiff.maths.real import mp, round_to
+from fastdiff.rows.row import Output, Row
 
 SIGMAS = ("0.002", "0.4", "1", "7.5", "80")
 ALL = {name: named_prediction(name) for name in PREDICTIONS} | {"score, ve": prediction.score("ve")}

@@ -13,9 +13,10 @@ import torch
 from fastdiff import ops
 from fastdiff.backends import reference
 from fastdiff.backends.registry import use_backend
-from fastdiff.layout import ROW_MAJOR
-from fastdiff.row import DERIVED, Derived, Draw, Output, Row
-from fastdiff.testing import Case, Placement, random_case, same_bits
+from fastdiff.maths.draw import Draw
+from fastdiff.rows.layout import ROW_MAJOR
+from fastdiff.rows.row import DERIVED, Derived, Output, Row
+from fastdiff.testing.rows import Case, Placement, random_case, same_bits
 
 
 @pytest.fixture(autouse=True)

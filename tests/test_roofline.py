@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fastdiff.backends import cpu
-from fastdiff.bench import roofline, timing
-from fastdiff.bench.contestant import backend
-from fastdiff.bench.workload import Workload, first_noise, free_network
+from fastdiff.lab.bench import roofline, timing
+from fastdiff.lab.bench.contestant import backend
+from fastdiff.lab.bench.workload import Workload, first_noise, free_network
 
 pytestmark = pytest.mark.skipif(cpu.host() is None, reason="the C++ backend was not built")
 GUARD = 64

@@ -5,7 +5,7 @@ import torch
 
 import fastdiff
 from fastdiff import BackendError, InputError, NetworkError
-from fastdiff.testing import same_bits
+from fastdiff.testing.rows import same_bits
 
 SHAPE = (3, 2, 4, 4)
 HEUN = fastdiff.plan(steps=4)

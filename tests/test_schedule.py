@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath.ctx_mp_python import PythonMPContext
 
-from fastdiff import prediction, schedule
 from fastdiff.errors import PlanError
-from fastdiff.prediction import PREDICTIONS, conversion, epsilon, v
-from fastdiff.real import expm1, log1p, mp, real, round_to
-from fastdiff.schedule import Path, Schedule
+from fastdiff.maths import prediction, schedule
+from fastdiff.maths.prediction import PREDICTIONS, conversion, epsilon, v
+from fastdiff.maths.real import expm1, log1p, mp, real, round_to
+from fastdiff.maths.schedule import Path, Schedule
 
 PATHS = {
     "linear": schedule.linear_path(),

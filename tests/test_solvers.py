@@ -12,16 +12,17 @@ import torch
 from textbook import CLOUD, LEVELS, PATHS, PREDICTIONS
 from torch import Tensor
 
-import fastdiff.textbook
-from fastdiff import prediction, schedule
-from fastdiff.algebra import Combination
+import fastdiff.testing.textbook
 from fastdiff.errors import PlanError
-from fastdiff.guidance import Guidance
-from fastdiff.plan import Plan, plan
-from fastdiff.sampler import sample
-from fastdiff.schedule import Schedule
-from fastdiff.solver import SOLVERS, Solver, named_solver, second_order
-from fastdiff.trace import Churn, Ode
+from fastdiff.maths import prediction, schedule
+from fastdiff.maths.churn import Churn
+from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.schedule import Schedule
+from fastdiff.maths.vector import Combination
+from fastdiff.plans.plan import Plan, plan
+from fastdiff.runs.sample import sample
+from fastdiff.solvers.solver import SOLVERS, Solver, named_solver, second_order
+from fastdiff.solvers.trace import Ode
 
 OUR_PATHS = {
     "linear": schedule.linear_path(),
@@ -176,13 +177,13 @@ def test_guidance_and_clipping_are_the_textbook_ones(
 
 
 def test_the_textbook_that_ships_is_the_textbook() -> None:
-    """``fastdiff.textbook`` is what benchmarks run against; it is written apart from the one of the tests."""
+    """``fastdiff.testing.textbook`` is what benchmarks run against; it is written apart from the one of the tests."""
     denoise = textbook.denoiser(CLOUD.network(PREDICTIONS["edm"]), PREDICTIONS["edm"])
     levels, churn = LEVELS["edm"](12), textbook.Churn(4.0, 0.05, 50.0, 1.003)
     for alpha in (None, 0.5, 1.0):
         draw = noise()
         steps = (k for k in range(12) if churn.gamma(levels[k], 12) > 0)
-        *_, found = fastdiff.textbook.sampling_steps(
+        *_, found = fastdiff.testing.textbook.sampling_steps(
             denoise,
             draw(-1) * levels[0],
             [*levels, 0.0],

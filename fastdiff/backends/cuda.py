@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdiff.backends.registry import NETWORK_TYPES, Prepared
+from fastdiff.backends.registry import Prepared
 from fastdiff.errors import BackendError
-from fastdiff.layout import CHANNELS_LAST, layout
-from fastdiff.program import parse
-from fastdiff.row import MAX_COEFFICIENTS, MAX_COLUMNS, MAX_OUTPUTS
+from fastdiff.rows.dtypes import NETWORK_TYPES
+from fastdiff.rows.layout import CHANNELS_LAST, layout
+from fastdiff.rows.program import parse
+from fastdiff.rows.row import MAX_COEFFICIENTS, MAX_COLUMNS, MAX_OUTPUTS
 
 ABI = 1
 REBUILD = "install fastdiff where nvcc and a CUDA build of torch are: pip install --no-build-isolation"

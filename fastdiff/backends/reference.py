@@ -151,7 +151,7 @@ def stage(
     stores: Sequence[Tensor | None],
     z: Tensor | None,
 ) -> None:
-    """Run one row (``fastdiff.row.Row.program``) and write its outputs; nothing else is touched.
+    """Run one row (``fastdiff.rows.row.Row.program``) and write its outputs; nothing else is touched.
 
     Args:
         columns: tensors ``[B, ...]`` of one shape, any floating dtype; widened to the state type on load.
@@ -159,7 +159,7 @@ def stage(
         present: int64 ``[1 or B]``; bit k clear means that coefficient k's operation is skipped.
         seeds: int64 ``[B]``; needed when the program draws noise.
         draws: int64 ``[1 or B, N, 4]``.
-        program: see ``fastdiff.row.Row.program``.
+        program: see ``fastdiff.rows.row.Row.program``.
         stores: a tensor ``[B, ...]`` or None per output.
         z: network input ``[copies * B, ...]``, or None.
     """

@@ -19,9 +19,7 @@ from torch import Tensor
 
 from fastdiff.backends import reference
 from fastdiff.errors import BackendError
-
-STATE_TYPES = (torch.float32, torch.float64)
-NETWORK_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from fastdiff.rows.dtypes import NETWORK_TYPES
 
 Stage = Callable[
     [

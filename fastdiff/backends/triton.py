@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import BackendError
-from fastdiff.layout import CHANNELS_LAST, layout
+from fastdiff.rows.layout import CHANNELS_LAST, layout
 
 QUADS = 128
 """Groups of four elements in a tile."""

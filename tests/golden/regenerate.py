@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from fastdiff.guidance import Guidance
-from fastdiff.plan import Plan, plan
-from fastdiff.schedule import Schedule, edm_levels, vp_path
-from fastdiff.trace import Churn
+from fastdiff.maths.churn import Churn
+from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.schedule import Schedule, edm_levels, vp_path
+from fastdiff.plans.plan import Plan, plan
 
 FOLDER = Path(__file__).parent
 EDM_CHURN = Churn(40.0, 0.05, 50.0, 1.003)

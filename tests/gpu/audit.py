@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdiff.backends import registry
-from fastdiff.bench.audit import COPIES, WAITS
+from fastdiff.lab.bench.audit import COPIES, WAITS
 
 GUARD = Path(__file__).parent / "device_guard.cpp"
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")

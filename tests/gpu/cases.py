@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastdiff.layout import CHANNELS_LAST, ROW_MAJOR
-from fastdiff.row import Derived, Draw, Output, Row
-from fastdiff.testing import Case, Placement
+from fastdiff.maths.draw import Draw
+from fastdiff.rows.layout import CHANNELS_LAST, ROW_MAJOR
+from fastdiff.rows.row import Derived, Output, Row
+from fastdiff.testing.rows import Case, Placement
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 

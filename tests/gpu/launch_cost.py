@@ -13,7 +13,7 @@ from emulated import EmulatedCuda, registered
 
 import fastdiff
 from fastdiff import ops
-from fastdiff.row import NETWORK_PREFIX
+from fastdiff.rows.row import NETWORK_PREFIX
 
 BATCH, SAMPLE = 2, (4, 4, 4)
 CALLS, REPEATS = 1000, 7

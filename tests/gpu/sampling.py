@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fastdiff.backends.registry import Stage
-from fastdiff.plan import Plan
-from fastdiff.row import NETWORK_PREFIX
+from fastdiff.plans.plan import Plan
+from fastdiff.rows.row import NETWORK_PREFIX
 
 
 def sample(stage: Stage, plan: Plan, shape: tuple[int, ...], seeds: Tensor, network_type: torch.dtype) -> Tensor:

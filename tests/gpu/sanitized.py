@@ -18,7 +18,7 @@ from emulated import EmulatedCuda
 from torch import Tensor
 
 from fastdiff.backends.cuda import Library
-from fastdiff.testing import random_case, same_bits
+from fastdiff.testing.rows import random_case, same_bits
 
 PROCESS = ctypes.CDLL(None)
 MOST_THREADS = 3

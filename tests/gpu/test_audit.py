@@ -8,8 +8,9 @@ from audit import Audit, pretended_gpu
 from emulated import EmulatedCuda, registered
 
 import fastdiff
-from fastdiff import BackendError, InputError, graph, recording
-from fastdiff.run import Run
+from fastdiff import BackendError, InputError
+from fastdiff.runs import graph, recording
+from fastdiff.runs.run import Run
 
 SHAPE = (2, 3, 8, 8)
 GUIDED = {"steps": 20, "guidance": 2.0, "churn": fastdiff.Churn(40.0)}

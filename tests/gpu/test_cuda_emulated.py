@@ -15,8 +15,9 @@ from sampling import network
 import fastdiff
 from fastdiff.backends import cuda, reference
 from fastdiff.errors import BackendError
-from fastdiff.row import Draw, Output, Row
-from fastdiff.testing import random_case, same_bits
+from fastdiff.maths.draw import Draw
+from fastdiff.rows.row import Output, Row
+from fastdiff.testing.rows import random_case, same_bits
 
 CASES = 2000
 BLOCKS = 8

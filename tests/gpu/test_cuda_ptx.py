@@ -15,7 +15,7 @@ from sampling import sample
 
 import fastdiff
 from fastdiff.backends import reference
-from fastdiff.testing import random_case, same_bits
+from fastdiff.testing.rows import random_case, same_bits
 
 CASES_PER_KIND = 11
 RANDOM_CASES = 18

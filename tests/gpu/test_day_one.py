@@ -14,7 +14,7 @@ from pretend_graph import recorded
 
 import fastdiff
 from fastdiff.backends import reference
-from fastdiff.tables import Tables
+from fastdiff.runs.tables import Tables
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -123,7 +123,7 @@ def test_other_rows_are_failed_lines_and_a_failed_command(day_one, monkeypatch, 
     with recorded(library):
         (line, _) = day_one.examine(day_one.PretendGpu())
         assert (line.status, line.text[:11]) == (day_one.FAILED, "other bits:")
-        assert "fastdiff.testing.random_case(" in line.text
+        assert "fastdiff.testing.rows.random_case(" in line.text
         assert day_one.run_rows(day_one.PretendGpu(), 20) == 1
     assert "emulated-cuda: 20 rows, WRONG" in capsys.readouterr().out
 

@@ -10,9 +10,10 @@ from pretend_graph import recorded
 from torch import nn
 
 import fastdiff
-from fastdiff import InputError, NetworkError, graph
-from fastdiff.tables import Tables
-from fastdiff.testing import same_bits
+from fastdiff import InputError, NetworkError
+from fastdiff.runs import graph
+from fastdiff.runs.tables import Tables
+from fastdiff.testing.rows import same_bits
 
 SHAPE = (3, 2, 5, 4)
 CHURNED = fastdiff.plan(steps=4, churn=fastdiff.Churn(10.0), guidance=2.0)

@@ -15,7 +15,7 @@ import pytest
 from compiled import KEPT, NVCC, ROOT
 
 from fastdiff.backends import cpu, reference
-from fastdiff.testing import Case, random_case, same_bits
+from fastdiff.testing.rows import Case, random_case, same_bits
 
 pytestmark = pytest.mark.night
 
@@ -122,7 +122,7 @@ QUOTAS = {
 
 
 FOLDERS = ("csrc", "kernels", "fastdiff/backends", "tests/gpu/ptx", "tests/gpu/emulation")
-FILES = ("fastdiff/program.py", "fastdiff/row.py", "fastdiff/testing.py", "tests/gpu/cases.py")
+FILES = ("fastdiff/rows/program.py", "fastdiff/rows/row.py", "fastdiff/testing/rows.py", "tests/gpu/cases.py")
 
 
 class Progress:

@@ -14,7 +14,7 @@ from sampling import sample
 import fastdiff
 from fastdiff.backends import reference
 from fastdiff.backends import triton as backend
-from fastdiff.testing import random_case, same_bits
+from fastdiff.testing.rows import random_case, same_bits
 
 COUNT = 60
 COST = 12

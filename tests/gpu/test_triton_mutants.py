@@ -12,7 +12,7 @@ from ptx import PtxError
 
 from fastdiff.backends import reference
 from fastdiff.backends import triton as backend
-from fastdiff.testing import same_bits
+from fastdiff.testing.rows import same_bits
 
 MUTANTS = [
     ("one element too many", "unaligned", "stage", "masks = (place < numel,)", "masks = (place <= numel,)"),

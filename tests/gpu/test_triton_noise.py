@@ -13,7 +13,7 @@ from pretend_gpu import PretendGpu
 
 from fastdiff.backends import reference
 from fastdiff.backends import triton as backend
-from fastdiff.testing import same_bits
+from fastdiff.testing.rows import same_bits
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 import fastdiff
 from fastdiff.backends import reference
 from fastdiff.backends import triton as backend
-from fastdiff.testing import same_bits
+from fastdiff.testing.rows import same_bits
 
 SHAPE = (2, 4, 8, 16)
 ELEMENTS = 2 * 4 * 8 * 16

@@ -10,7 +10,7 @@ from pretend_gpu import PretendGpu
 
 from fastdiff.backends import reference
 from fastdiff.backends import triton as backend
-from fastdiff.testing import same_bits
+from fastdiff.testing.rows import same_bits
 
 CASES_PER_KIND = 13
 

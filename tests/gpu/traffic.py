@@ -17,7 +17,7 @@ from sampling import sample
 
 import fastdiff
 from fastdiff.backends import triton as backend
-from fastdiff.plan import Plan
+from fastdiff.plans.plan import Plan
 
 SHAPE = (2, 4, 32, 32)
 """Large enough for the tests' builds of the CUDA kernels that a thread takes several quads, as in large launches."""

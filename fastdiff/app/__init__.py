@@ -1,0 +1,1 @@
+"""The digits, files and pictures behind the command line."""

@@ -1,0 +1,1 @@
+"""The laboratory: benchmarks, fuzzing, and the statistics of the noise."""

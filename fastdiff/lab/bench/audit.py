@@ -1,0 +1,220 @@
+"""Audits: what one network evaluation costs in launches, bytes, waits and memory, counted and not estimated.
+
+- Eager operations are counted as they pass torch's dispatcher. One that is neither a view nor a bare allocation is a
+  launch (about one kernel on a GPU); the bytes of its state-size inputs and outputs are traffic; one that hands a
+  value to Python is a wait for the device.
+- fastdiff's C++ loop does not pass the dispatcher. Its launches are counted by the loop itself; its bytes are those of
+  the tensors that the same rows read and write when they are sent through the op ``fastdiff::stage`` instead.
+- Nor do launches on a GPU. Each call of the backend's ``stage`` is counted, with the tensors that it is handed.
+- Memory is what torch's allocator reports: the most that was held at once, network output excluded.
+
+Counts do not depend on the size, so a small batch is audited, always with the network that costs nothing. As many steps
+are audited as people take (18, of which the last one differs), because some libraries look things up in the first one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastdiff.backends import registry
+from fastdiff.backends.registry import Backend, Prepared
+from fastdiff.lab.bench.contestant import Contestant, Job, Rows
+from fastdiff.lab.bench.workload import FREE, Model, Workload, first_noise, free_network, sample_shape
+
+_audited: dict[tuple[str, Workload], Costs] = {}
+WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2")
+ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+COPIES = ("copy_", "_to_copy")
+STAGE = "fastdiff::stage"
+SEEN = ("cpu", "reference")
+"""Backends whose work passes the dispatcher, as an op of fastdiff or as operations of torch."""
+AUDITED_ELEMENTS, AUDITED_STEPS = 16384, 17
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Counts for one network evaluation; None where they cannot be counted.
+
+    Args:
+        launches: operations that a device would run.
+        bytes: state-size traffic per state element.
+        waits: values handed to Python, for which a device would be waited for.
+        allocations: tensors allocated.
+        peak: bytes per state element held at once, from the first noise to the last timed step.
+    """
+
+    launches: float | None
+    bytes: float | None
+    waits: float | None
+    allocations: float
+    peak: float
+
+
+class Counter(TorchDispatchMode):
+    """Counts what passes the dispatcher.
+
+    Args:
+        elements: of the state; tensors with as many elements or more are of state size.
+    """
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = elements
+        self.launches = self.waits = self.bytes = self.stages = 0
+
+    def launched(self, tensors: Iterable[Tensor | None]) -> None:
+        """Count a launch that passes no dispatcher, on these tensors; one in place is given twice."""
+        self.launches += 1
+        self.bytes += sum(map(self._size, tensors))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func._schema.name
+        short = name.removeprefix("aten::").split(".")[0]
+        if short in WAITS:
+            self.waits += 1
+        elif short not in ALLOCATIONS and not _is_view(func):
+            self.launches += 1
+            self.stages += name == STAGE
+            self.bytes += self._traffic(func, args, kwargs, result)
+            self.waits += short in COPIES and _is_waited_for(args, kwargs, result)
+        return result
+
+    def _traffic(self, func: Any, args: Any, kwargs: Any, result: Any) -> int:
+        """Bytes of state-size tensors read and written; one that is only overwritten is not read."""
+        overwritten = func._schema.name in (STAGE, "aten::copy_", "aten::normal_", "aten::fill_")
+        total = 0
+        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        for argument in func._schema.arguments:
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
+            size = sum(self._size(leaf) for leaf in tree_leaves(given.get(argument.name)))
+            total += size * (2 if is_written and not overwritten and not argument.is_out else 1)
+        if not any(r.alias_info is not None for r in func._schema.returns):
+            total += sum(self._size(leaf) for leaf in tree_leaves(result))
+        return total
+
+    def _size(self, value: Any) -> int:
+        is_large = isinstance(value, Tensor) and value.numel() >= self.elements
+        return value.numel() * value.element_size() if is_large else 0
+
+
+def audit(contestant: Contestant, workload: Workload) -> Costs:
+    """Count what a contestant does in the timed steps of a small copy of a workload."""
+    key = (contestant.name, small(workload))
+    if key not in _audited:
+        _audited[key] = _audit(contestant, key[1])
+    return _audited[key]
+
+
+def _audit(contestant: Contestant, small: Workload) -> Costs:
+    noise = first_noise(small)
+
+    def start(model: Model) -> Job:
+        return contestant.start(small, model, noise)
+
+    allocations, peak = _memory(start, small)
+    evaluations = small.plan.evaluations if contestant.whole else small.evaluations
+    allocations, peak = allocations / evaluations, peak / small.elements
+    if not contestant.eager:
+        return Costs(None, None, None, allocations, peak)
+    launches, traffic, waits = _dispatched(start, small)
+    if launches == 0:
+        raise RuntimeError(f"{contestant.name} was audited and launched nothing")
+    return Costs(launches, traffic, waits, allocations, peak)
+
+
+def small(workload: Workload) -> Workload:
+    """The same sampler on few elements and steps, with the network that costs nothing."""
+    batch, sample = workload.batch, workload.sample
+    if workload.elements > AUDITED_ELEMENTS:
+        batch, sample = sample_shape(AUDITED_ELEMENTS, None)
+    return replace(workload, batch=batch, sample=sample, steps=AUDITED_STEPS, network=FREE)
+
+
+def _dispatched(start: Callable[[Model], Job], workload: Workload) -> tuple[float, float, float]:
+    """Launches, bytes per element and waits of one evaluation."""
+    with _watched(Counter(workload.elements)) as counter:
+        job = start(free_network(workload))
+        loop = job.run._loop if isinstance(job, Rows) else None
+        before = 0 if loop is None else loop.index
+        counter.launches = counter.bytes = 0
+        with counter:
+            job.advance()
+    launches, traffic = counter.launches, counter.bytes
+    if loop is not None:
+        launches += loop.index - before - counter.stages
+        traffic = _traffic_through_op(job, workload)
+    n = workload.evaluations
+    return launches / n, traffic / n / workload.elements, counter.waits / n
+
+
+@contextmanager
+def _watched(counter: Counter) -> Iterator[Counter]:
+    """Inside, every launch of a backend that passes no dispatcher is counted."""
+    before = registry.BACKENDS
+    registry.BACKENDS = tuple(b if b.name in SEEN else _counted(b, counter) for b in before)
+    try:
+        yield counter
+    finally:
+        registry.BACKENDS = before
+
+
+def _counted(backend: Backend, counter: Counter) -> Backend:
+    """The same backend; each launch is counted with all that it reads and writes."""
+
+    def stage(columns: Sequence[Tensor], *rest: Any) -> None:
+        *_, stores, z = rest
+        counter.launched((*columns, *stores, z))
+        backend.stage(columns, *rest)
+
+    def prepare(columns: Sequence[Tensor | None], *rest: Any) -> Prepared:
+        *_, stores, z = rest
+        launch = backend.prepared(columns, *rest)
+
+        def counted(given: Sequence[Tensor]) -> None:
+            counter.launched((*columns, *given, *stores, z))
+            launch(given)
+
+        return counted
+
+    return replace(backend, stage=stage, prepare=prepare)
+
+
+def _traffic_through_op(job: Any, workload: Workload) -> int:
+    """Bytes that the op is handed for the same rows."""
+    again = Rows(workload, free_network(workload))
+    again.run._loop = None
+    with Counter(workload.elements) as counter:
+        again.advance()
+    return counter.bytes
+
+
+def _memory(start: Callable[[Model], Job], workload: Workload) -> tuple[int, int]:
+    """Allocations of one advance, and the most bytes held at once."""
+    # A first job compiles. The one that is looked at has a network of its own, so that a recording of it is made anew.
+    start(free_network(workload)).advance()
+    model = free_network(workload)
+    return workload.device.memory(lambda: start(model), lambda job: job.advance())
+
+
+def _is_waited_for(args: Any, kwargs: Any, result: Any) -> bool:
+    """Whether a copy is one between host and device for which the host waits."""
+    places = {leaf.device.type for leaf in tree_leaves((args, result)) if isinstance(leaf, Tensor)}
+    asynchronous = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
+    return len(places) > 1 and not asynchronous
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an operation only makes another view of its input."""
+    returns = func._schema.returns
+    alias = [r.alias_info for r in returns]
+    return bool(alias) and all(info is not None and not info.is_write for info in alias)

@@ -1,0 +1,277 @@
+"""The ops ``stage``, ``stage_functional`` and ``fill_noise``: their schemas, their meaning and their gradients.
+
+The schemas of the library ``fastdiff`` are defined here, once. A compiled backend registers its kernels for its own
+dispatch key; behind every other key stands Python that checks the arguments, chooses a backend and calls it. The
+public functions do the same without the detour. While ``torch.compile`` traces, the checks run in the fakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from fastdiff.backends import reference
+from fastdiff.backends.registry import choose, fill_noise_by_dispatcher, forced_backend, stage_by_dispatcher
+from fastdiff.ops.gradient import Coefficients, arriving, column_gradients, dtype_codes
+from fastdiff.rows.checks import check_fill_noise, check_functional, check_layouts, check_stage
+from fastdiff.rows.dtypes import NETWORK_TYPES
+from fastdiff.rows.layout import CHANNELS_LAST
+from fastdiff.rows.program import parse
+from fastdiff.rows.seeds import draw_table, normalise_seeds
+
+__all__ = ["fill_noise", "normalise_seeds", "stage", "stage_functional"]
+
+_library = torch.library.Library("fastdiff", "DEF")
+_library.define(
+    "stage(Tensor[] columns, Tensor coef, Tensor? present, Tensor? seeds, Tensor? draws, int[] program, "
+    "Tensor(a!)? w0, Tensor(b!)? w1, Tensor(c!)? w2, Tensor(d!)? w3, Tensor(e!)? z) -> ()"
+)
+_library.define("fill_noise(Tensor(a!) out, Tensor seeds, Tensor draws) -> ()")
+_library.define(
+    "stage_functional(Tensor[] columns, Tensor coef, Tensor? present, Tensor? seeds, Tensor? draws, int[] program, "
+    "int[] outputs, int[] dtypes, ScalarType? z_dtype, int copies) -> Tensor[]"
+)
+
+
+def stage(
+    columns: Sequence[Tensor],
+    coef: Tensor,
+    program: Sequence[int],
+    *,
+    seeds: Tensor | None = None,
+    draws: Tensor | None = None,
+    present: Tensor | None = None,
+    stores: Sequence[Tensor | None] = (),
+    z: Tensor | None = None,
+) -> None:
+    """Run one row and write what it makes into ``stores`` and ``z``; see ``docs/row-format.md``.
+
+    Args:
+        columns: tensors ``[B, ...]`` of one shape and layout, float64 (with a float64 ``coef``) or narrower.
+        coef: ``[1 or B, K]``, float32 or float64: the state type.
+        program: the row's structure, from ``fastdiff.rows.row.Row.program``.
+        seeds: int64 ``[B]``; needed where the program draws noise.
+        draws: int64 ``[1 or B, N, 4]``: purpose, tensor, draw, sub_draw of each draw.
+        present: int64 ``[1 or B]``; bit k clear skips the operation of coefficient k.
+        stores: a tensor ``[B, ...]`` or None for each output; it may be a column, in place.
+        z: the network input ``[copies * B, ...]``.
+
+    Raises:
+        InputError: an argument does not fit; nothing has been written.
+        BackendError: no backend can run the call.
+    """
+    run = _checked_stage
+    if _is_traced(coef):
+        run = reference.stage if _reference_forced() else stage_by_dispatcher
+    run(columns, coef, present, seeds, draws, program, stores, z)
+
+
+def stage_functional(
+    columns: Sequence[Tensor],
+    coef: Tensor,
+    program: Sequence[int],
+    *,
+    seeds: Tensor | None = None,
+    draws: Tensor | None = None,
+    present: Tensor | None = None,
+    outputs: Sequence[int] = (0,),
+    dtypes: Sequence[torch.dtype] | None = None,
+    z_dtype: torch.dtype | None = None,
+    copies: int = 1,
+) -> list[Tensor]:
+    """Run one row out of place; gradients flow to the columns, through casts and clamps, to any order.
+
+    Args:
+        columns: as for ``stage``; at least one.
+        coef: as for ``stage``; it cannot require grad.
+        program: as for ``stage``.
+        seeds: as for ``stage``.
+        draws: as for ``stage``.
+        present: as for ``stage``.
+        outputs: which outputs to return, in increasing order.
+        dtypes: the dtype of each of them; the state type by default.
+        z_dtype: the dtype of the network input, which is returned last; None returns none.
+        copies: how many copies of the network input are stacked along the batch.
+
+    Returns:
+        The outputs ``[B, ...]`` asked for, then the network input ``[copies * B, ...]``: fresh tensors.
+
+    Raises:
+        InputError: an argument does not fit.
+        BackendError: no backend can run the call.
+    """
+    dtypes = [coef.dtype for _ in outputs] if dtypes is None else dtypes
+    if not torch.compiler.is_compiling():
+        check_functional(columns, coef, present, seeds, draws, program, outputs, dtypes, z_dtype, copies)
+    return torch.ops.fastdiff.stage_functional(
+        columns, coef, present, seeds, draws, program, list(outputs), dtype_codes(dtypes), z_dtype, copies
+    )
+
+
+def fill_noise(
+    out: Tensor,
+    seeds: int | Sequence[int] | Tensor,
+    purpose: int | Sequence[int] | Tensor = 4,
+    draw: int | Sequence[int] | Tensor = 0,
+    sub_draw: int | Sequence[int] | Tensor = 0,
+    tensor: int | Sequence[int] | Tensor = 0,
+) -> None:
+    """Fill ``out`` ``[B, ...]`` with standard normals that depend on seed, element and draw only.
+
+    Args:
+        out: float64, float32, bfloat16 or float16; float32 normals are rounded or widened to it.
+        seeds: see ``normalise_seeds``.
+        purpose: what the noise is for, 0 .. 255 (0 init, 1 step, 2 Brownian, 3 training, 4 user); like the words
+            below, one for all samples or one for each.
+        draw: 0 .. 2**32 - 1.
+        sub_draw: 0 .. 2**24 - 1.
+        tensor: 0 .. 2**16 - 1.
+
+    Raises:
+        InputError: an argument does not fit; nothing has been written.
+        BackendError: no backend can run the call.
+    """
+    batch = out.shape[0] if out.dim() else 1
+    keys = normalise_seeds(seeds, batch, out.device)
+    words = {"purpose": purpose, "tensor": tensor, "draw": draw, "sub_draw": sub_draw}
+    draws = draw_table(words, batch, out.device)
+    run = _checked_fill_noise
+    if _is_traced(out):
+        run = reference.fill_noise if _reference_forced() else fill_noise_by_dispatcher
+    run(out, keys, draws)
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Whether a call is recorded by the compiler, or made on tensors without memory: then it must be one op."""
+    return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
+
+
+def _reference_forced() -> bool:
+    return forced_backend() == "reference"
+
+
+# What torch.compiler.assume_constant_result sets; calling that would import all of dynamo, which takes seconds.
+_reference_forced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _checked_stage(
+    columns: Sequence[Tensor],
+    coef: Tensor,
+    present: Tensor | None,
+    seeds: Tensor | None,
+    draws: Tensor | None,
+    program: Sequence[int],
+    stores: Sequence[Tensor | None],
+    z: Tensor | None,
+) -> None:
+    layout = check_stage(columns, coef, present, seeds, draws, program, stores, z)
+    written = [out for out in (*stores, z) if out is not None]
+    dtypes = {tensor.dtype for tensor in (coef, *columns, *written)}
+    run = choose(coef.device.type, tuple(dtypes), layout).stage
+    if any(out.numel() for out in written):
+        run(columns, coef, present, seeds, draws, program, stores, z)
+
+
+def _checked_fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
+    layout = check_fill_noise(out, seeds, draws)
+    run = choose(out.device.type, (out.dtype,), layout).fill_noise
+    if out.numel():
+        run(out, seeds, draws)
+
+
+# The kernels behind every dispatch key that no compiled backend has registered (yet: choosing one loads it).
+def _stage_kernel(columns, coef, present, seeds, draws, program, w0, w1, w2, w3, z) -> None:  # noqa: ANN001
+    stores = (w0, w1, w2, w3)[: len(parse(program).outputs)]
+    _checked_stage(columns, coef, present, seeds, draws, program, stores, z)
+
+
+def _stage_fake(columns, coef, present, seeds, draws, program, w0, w1, w2, w3, z) -> None:  # noqa: ANN001
+    stores = (w0, w1, w2, w3)[: len(parse(program).outputs)]
+    layout = check_stage(columns, coef, present, seeds, draws, program, stores, z)
+    choose(coef.device.type, [tensor.dtype for tensor in (coef, *columns)], layout)
+
+
+def _fill_noise_fake(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
+    layout = check_fill_noise(out, seeds, draws)
+    choose(out.device.type, (out.dtype,), layout)
+
+
+def _empty(like: Tensor, layout: str, dtype: torch.dtype, copies: int = 1) -> Tensor:
+    """A fresh tensor in a column's layout, with the batch repeated ``copies`` times."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = formats[like.dim()] if layout == CHANNELS_LAST else torch.contiguous_format
+    shape = (copies * like.shape[0], *like.shape[1:])
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=wanted)
+
+
+def _functional_fake(
+    columns: Sequence[Tensor],
+    coef: Tensor,
+    present: Tensor | None,
+    seeds: Tensor | None,
+    draws: Tensor | None,
+    program: Sequence[int],
+    outputs: Sequence[int],
+    codes: Sequence[int],
+    z_dtype: torch.dtype | None,
+    copies: int,
+) -> list[Tensor]:
+    dtypes = [NETWORK_TYPES[code] for code in codes]
+    layout = check_functional(columns, coef, present, seeds, draws, program, outputs, dtypes, z_dtype, copies)
+    results = [_empty(columns[0], layout, dtype) for dtype in dtypes]
+    return results if z_dtype is None else [*results, _empty(columns[0], layout, z_dtype, copies)]
+
+
+def _functional_kernel(
+    columns: Sequence[Tensor],
+    coef: Tensor,
+    present: Tensor | None,
+    seeds: Tensor | None,
+    draws: Tensor | None,
+    program: Sequence[int],
+    outputs: Sequence[int],
+    codes: Sequence[int],
+    z_dtype: torch.dtype | None,
+    copies: int,
+) -> list[Tensor]:
+    results = _functional_fake(columns, coef, present, seeds, draws, program, outputs, codes, z_dtype, copies)
+    by_output = dict(zip(outputs, results, strict=False))
+    stores = [by_output.get(i) for i in range(len(parse(program).outputs))]
+    z = None if z_dtype is None else results[-1]
+    _checked_stage(columns, coef, present, seeds, draws, program, stores, z)
+    return results
+
+
+def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+    columns, coef, present, _, _, program, outputs, _, z_dtype, copies = inputs
+    ctx.set_materialize_grads(False)
+    ctx.program, ctx.outputs, ctx.copies, ctx.has_z = parse(program), list(outputs), copies, z_dtype is not None
+    ctx.dtypes = [column.dtype if column.requires_grad else None for column in columns]
+    ctx.layout = check_layouts([(f"column {i}", column) for i, column in enumerate(columns)])
+    # torch takes an empty list of integers for an empty list of tensors, and wants a list of no gradients back.
+    ctx.no_gradients = [[] if isinstance(value, list) and not value else None for value in inputs[1:]]
+    ctx.save_for_backward(coef, present, *(columns if ctx.program.clamp else ()))
+
+
+def _backward(ctx, gradients):  # noqa: ANN001, ANN202
+    coef, present, *columns = ctx.saved_tensors
+    coefficients = Coefficients(coef, present)
+    z_gradient = gradients[-1] if ctx.has_z else None
+    incoming = arriving(
+        ctx.program, coefficients, ctx.outputs, gradients[: len(ctx.outputs)], z_gradient, ctx.copies, ctx.layout
+    )
+    found = column_gradients(ctx.program, coefficients, columns, ctx.dtypes, incoming)
+    return found, *ctx.no_gradients
+
+
+for _name, _kernel, _fake in (
+    ("stage", _stage_kernel, _stage_fake),
+    ("fill_noise", _checked_fill_noise, _fill_noise_fake),
+    ("stage_functional", _functional_kernel, _functional_fake),
+):
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastdiff::{_name}", _fake, lib=_library)
+torch.library.register_autograd("fastdiff::stage_functional", _backward, setup_context=_setup_context, lib=_library)

@@ -1,0 +1,1 @@
+"""Plans: from a traced solver to rows of coefficients."""

@@ -1,0 +1,305 @@
+"""Plans: a sampler compiled to rows of coefficients, immutable, shareable, and the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from fastdiff.errors import PlanError
+from fastdiff.maths.churn import Churn
+from fastdiff.maths.draw import Draw
+from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.prediction import Prediction, named_prediction
+from fastdiff.maths.real import LOCK, count, positive
+from fastdiff.maths.schedule import Schedule, from_sigmas, named_schedule
+from fastdiff.plans.bound import result_bound
+from fastdiff.plans.compiler import Compiler, Stage
+from fastdiff.plans.emit import emit
+from fastdiff.plans.explain import explain
+from fastdiff.rows.row import NETWORK_PREFIX, NOISE_PREFIX, Bound, Derived, Output, Row
+from fastdiff.solvers.solver import Solver, named_solver
+from fastdiff.solvers.trace import Ode
+
+FORMAT = 1
+NOISE_FORMAT = 1
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows ready to run: row 0 draws the first noise, row k follows network evaluation k - 1.
+
+    Args:
+        rows: one per network evaluation, and one before the first.
+        dtype: the state type, ``"float32"`` or ``"float64"``.
+        description: the settings it was made from, for people.
+        batched: whether guided evaluations are one network call on inputs stacked ``[cond; uncond]``.
+        caller_noise: draws are tensors that the caller passes, not counters.
+    """
+
+    rows: tuple[Row, ...]
+    dtype: str = "float32"
+    description: str = "hand-written"
+    batched: bool = True
+    caller_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise PlanError(f"dtype is {self.dtype!r}; the state is one of {', '.join(DTYPES)}")
+        if not self.rows:
+            raise PlanError("a plan needs at least one row")
+        for k, row in enumerate(self.rows):
+            if (row.network is None) != (k == len(self.rows) - 1):
+                raise PlanError(f"row {k} of {len(self.rows)}: all rows but the last feed the network, and only they")
+        self._check_columns()
+        if len(self.rows[-1].outputs) == 0 or self.rows[-1].outputs[0].store is None:
+            raise PlanError("the last row must store the result as its first output")
+
+    def _check_columns(self) -> None:
+        """Every column must be there when it is read."""
+        stored: set[str | None] = set()
+        branches: tuple[str, ...] = ()
+        for k, row in enumerate(self.rows):
+            for name in row.columns:
+                if name.startswith(NOISE_PREFIX) and self.caller_noise:
+                    continue
+                if name in stored or name in (NETWORK_PREFIX + branch for branch in branches):
+                    continue
+                raise PlanError(
+                    f"row {k} reads {name!r}, which no earlier row has stored and which is no network output; there "
+                    f"are {sorted(filter(None, stored))} and {[NETWORK_PREFIX + b for b in branches]}"
+                )
+            stored |= {output.store for output in row.outputs}
+            branches = row.branches
+
+    @property
+    def evaluations(self) -> int:
+        """Number of network evaluations (a guided pair counts once)."""
+        return len(self.rows) - 1
+
+    @cached_property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the state-size tensors that a run owns, beside the network input."""
+        stored = (o.store for row in self.rows for o in row.outputs)
+        return tuple(dict.fromkeys(name for name in stored if name is not None))
+
+    @cached_property
+    def encoded(self) -> list[tuple[list[int], list[float], list[list[int]]]]:
+        """Of every row its program, coefficients and draws ``[purpose, tensor, draw, sub_draw]``, as ops take them."""
+        return [
+            (row.program, row.coefficients, [[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in row.draws])
+            for row in self.rows
+        ]
+
+    @cached_property
+    def structure(self) -> tuple[Any, ...]:
+        """All but the numbers: plans of one structure make the same launches, with other coefficients and draws."""
+        rows = (
+            (row.columns, tuple(row.program), tuple(o.store for o in row.outputs), row.copies, row.branches)
+            for row in self.rows
+        )
+        return self.dtype, self.batched, self.caller_noise, tuple(rows)
+
+    @cached_property
+    def result(self) -> str:
+        """The buffer that holds the sample after the last row."""
+        return str(self.rows[-1].outputs[0].store)
+
+    def traffic(self, network_bytes: int = 4) -> list[int]:
+        """Compulsory bytes per state element of every row: each column read once, each output written once.
+
+        Args:
+            network_bytes: size of one element of the network's input and output.
+        """
+        state = 8 if self.dtype == "float64" else 4
+        total = []
+        for row in self.rows:
+            reads = sum(network_bytes if name.startswith(NETWORK_PREFIX) else state for name in row.columns)
+            writes = state * sum(o.store is not None for o in row.outputs)
+            total.append(reads + writes + (row.copies * network_bytes if row.network is not None else 0))
+        return total
+
+    def bound(self, network: float = 1.0) -> Bound:
+        """A-priori bounds on the result and on its rounding error, in data units.
+
+        The error is against the same plan in exact arithmetic, coefficients included, given the same network
+        outputs: how a network reacts to a perturbed input is its own affair.
+
+        Args:
+            network: bound on the absolute value of raw network outputs.
+        """
+        return result_bound(self.rows, self.result, self.dtype, network)
+
+    def explain(self, limit: int | None = None) -> str:
+        """The plan as a table for people: one line per output of each row."""
+        return explain(self, limit)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; coefficients are hexadecimal floats, so nothing is rounded."""
+        body = self._body()
+        return json.dumps(body | {"sha256": _digest(body)}, indent=1)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of everything that determines the result: format, noise format, state type and rows."""
+        return _digest(self._body())
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            PlanError: not a plan, of another format or noise format, or its digest does not match.
+        """
+        try:
+            body = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"this is not a plan: not JSON ({error})") from None
+        if not isinstance(body, dict) or "fastdiff_plan" not in body:
+            raise PlanError("this is not a plan: it has no field 'fastdiff_plan'; write one with Plan.to_json()")
+        for name, ours in (("fastdiff_plan", FORMAT), ("noise_format", NOISE_FORMAT)):
+            if body.get(name) != ours:
+                raise PlanError(f"{name} is {body.get(name)!r}; this version reads {ours}: compile the plan anew")
+        given = body.pop("sha256", None)
+        if given != _digest(body):
+            raise PlanError(f"the plan's sha256 is {given!r}, its content has {_digest(body)!r}: the file was changed")
+        try:
+            rows = tuple(_row_from(row) for row in body["rows"])
+            return cls(rows, body["dtype"], body["description"], body["batched"], body["caller_noise"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise PlanError(f"the plan is malformed: {error!r}") from None
+
+    def _body(self) -> dict[str, Any]:
+        rows = [_hex(asdict(row)) for row in self.rows]
+        fields = {"dtype": self.dtype, "description": self.description, "batched": self.batched}
+        head = {"fastdiff_plan": FORMAT, "noise_format": NOISE_FORMAT}
+        return head | fields | {"caller_noise": self.caller_noise, "rows": rows}
+
+
+def plan(
+    schedule: str | Schedule | Sequence[float] = "edm",
+    prediction: str | Prediction = "edm",
+    solver: str | Solver = "heun",
+    *,
+    steps: int | None = None,
+    guidance: float | Guidance = 1.0,
+    churn: Churn | None = None,
+    clip: float | None = None,
+    dtype: str = "float32",
+    batched: bool = True,
+    denoised: bool = False,
+    noise: str = "counter",
+) -> Plan:
+    """Compile a sampler.
+
+    Args:
+        schedule: ``"edm"``, ``"vp"``, ``"ve"``, ``"iddpm"``, a ``Schedule``, or a sequence of noise levels.
+        prediction: what the network predicts: ``"edm"``, ``"vp"``, ``"ve"``, ``"iddpm"``, ``"epsilon"``, ``"x0"``,
+            ``"v"``, ``"score"``, ``"flow"``, or a ``Prediction``.
+        solver: ``"heun"``, ``"euler"``, ``"midpoint"``, ``"ralston"``, or a ``Solver``.
+        steps: number of noise levels; 18 if not given, or as many as the schedule's own sigmas.
+        guidance: gamma of classifier-free guidance, or a ``Guidance`` with an interval of sigma.
+        churn: stochasticity of EDM's algorithm 2.
+        clip: clamp the denoised prediction to plus or minus this many data units.
+        dtype: the state type, ``"float32"`` or ``"float64"``.
+        batched: evaluate both branches of guidance in one network call, stacked ``[cond; uncond]``.
+        denoised: also store the denoised prediction D, where it can be had without carrying more.
+        noise: ``"counter"`` (a pure function of the seed) or ``"caller"`` (tensors given to the run).
+
+    Raises:
+        PlanError: a setting is not valid, or a coefficient overflows the state type; says which.
+    """
+    with LOCK:
+        chosen = _schedule(schedule)
+        known = named_prediction(prediction) if isinstance(prediction, str) else prediction
+        method = named_solver(solver) if isinstance(solver, str) else solver
+        guide = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+        bound = None if clip is None else positive(clip, "clip")
+        if dtype not in DTYPES:
+            raise PlanError(f"dtype is {dtype!r}; the state is one of {', '.join(DTYPES)}")
+        if noise not in ("counter", "caller"):
+            raise PlanError(f"noise is {noise!r}; it must be 'counter' or 'caller'")
+        if steps is None:
+            steps = 18 if isinstance(schedule, str | Schedule) else len([s for s in schedule if s != 0])
+        ode = Ode(chosen, known, guide, churn or Churn(), count(steps, "steps"), bound)
+        result = ode.finish(method.solve(ode, ode.start()))
+        title = _title(ode, chosen, method)
+
+        def emitted(stages: list[Stage]) -> Plan:
+            rows = tuple(emit(stages, ode.draws, dtype, batched))
+            rows = tuple(map(_with_caller_noise, rows)) if noise == "caller" else rows
+            return Plan(rows, dtype, title, batched, noise == "caller")
+
+        natural = emitted(Compiler(ode, result, partial_sums=False).stages(denoised))
+        stages = Compiler(ode, result).stages(denoised)
+        if not any(symbol.kind == "sum" for stage in stages for symbol in stage.carried):
+            return natural
+        # Partial sums must earn their place: fewer bytes, and an error bound at most 1.5 times the natural one.
+        sums = emitted(stages)
+        cheaper = sum(sums.traffic()) < sum(natural.traffic())
+        return sums if cheaper and sums.bound().error <= 1.5 * natural.bound().error else natural
+
+
+def _title(ode: Ode, schedule: Schedule, solver: Solver) -> str:
+    """The settings in words."""
+    guide, churn = ode.guidance, ode.churning
+    title = f"{solver.name} · {schedule.name} schedule · {ode.prediction.name} prediction · {ode.count} steps"
+    title += f" · guidance {float(guide.scale):g}" if guide.scale != 1 else ""
+    title += f" on sigma in [{float(guide.interval[0]):g}, {float(guide.interval[1]):g}]" if guide.interval else ""
+    title += f" · churn {float(churn.s_churn):g}" if churn.s_churn else ""
+    return title if ode.clip is None else f"{title} · clip {float(ode.clip):g}"
+
+
+def _schedule(schedule: str | Schedule | Sequence[float]) -> Schedule:
+    if isinstance(schedule, str):
+        return named_schedule(schedule)
+    return schedule if isinstance(schedule, Schedule) else from_sigmas(schedule)
+
+
+def _with_caller_noise(row: Row) -> Row:
+    """The same row with its draws read from columns."""
+    names = tuple(name for name, _ in row.draws)
+    return replace(row, columns=row.columns + names, draws=())
+
+
+def _hex(value: Any) -> Any:
+    """Floats as hexadecimal text, containers walked."""
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, dict):
+        return {key: _hex(inner) for key, inner in value.items()}
+    return [_hex(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _digest(body: dict[str, Any]) -> str:
+    content = {key: value for key, value in body.items() if key != "description"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _terms_from(pairs: Any) -> tuple[tuple[str, float], ...]:
+    return tuple((str(name), float.fromhex(c)) for name, c in pairs)
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float.fromhex(value)
+
+
+def _row_from(body: dict[str, Any]) -> Row:
+    d = body["derived"]
+    derived = None if d is None else Derived(_terms_from(d["terms"]), _optional(d["bound"]), _optional(d["scale"]))
+    outputs = (Output(o["base"], _terms_from(o["terms"]), _terms_from(o["noise"]), o["store"]) for o in body["outputs"])
+    scalars = {name: float.fromhex(body[name]) for name in ("c_in", "c_noise", "sigma")}
+    return Row(
+        tuple(body["columns"]),
+        tuple(outputs),
+        tuple((name, Draw(**draw)) for name, draw in body["draws"]),
+        derived,
+        body["network"],
+        copies=body["copies"],
+        branches=tuple(body["branches"]),
+        **scalars,
+    )

@@ -1,0 +1,1 @@
+"""Running plans on tensors: steps, runs, whole samplings, networks and graphs."""

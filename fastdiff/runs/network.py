@@ -1,0 +1,219 @@
+"""Calling a network: conditioning for its branches, fixed batch sizes, and a look at what came back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.errors import InputError, NetworkError
+from fastdiff.maths.guidance import COND, UNCOND
+from fastdiff.rows.dtypes import NETWORK_TYPES
+
+Network = Callable[..., Tensor]
+Conditioning = Mapping[str, Any]
+
+
+class Branches:
+    """The conditioning of every set of branches that a plan evaluates, prepared once.
+
+    Args:
+        cond: keyword arguments of the network for the conditional branch; tensors have leading dimension B.
+        uncond: the same for the unconditional branch.
+        batch: B.
+        batched: one call on inputs stacked in branch order, else one call a branch.
+        rows: the branches of every evaluation.
+
+    Raises:
+        InputError: a branch that the plan evaluates has no conditioning, or the two cannot be stacked.
+    """
+
+    def __init__(
+        self,
+        cond: Conditioning | None,
+        uncond: Conditioning | None,
+        batch: int,
+        batched: bool,
+        rows: Sequence[tuple[str, ...]],
+    ) -> None:
+        given = {COND: dict(cond or {}), UNCOND: None if uncond is None else dict(uncond)}
+        needed = dict.fromkeys(name for row in rows for name in row)
+        if unknown := [name for name in needed if name not in given]:
+            raise InputError(
+                f"the plan evaluates the branches {unknown}; sample() knows cond and uncond: use Run instead"
+            )
+        if UNCOND in needed and given[UNCOND] is None:
+            if given[COND]:
+                raise InputError(
+                    "the plan evaluates the unconditional branch and uncond is None; pass uncond, a dict with the same "
+                    f"keys as cond ({', '.join(given[COND])}), or compile the plan with guidance=1"
+                )
+            given[UNCOND] = {}
+        for name in needed:
+            _check_conditioning(name, given[name] or {}, batch)
+        self._calls: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in dict.fromkeys(rows):
+            parts = [given[name] or {} for name in row]
+            self._calls[row] = [_stack(parts, batch)] if batched and len(row) > 1 else parts
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """All that is fixed when calls are recorded: names, what tensors look like, and what is no tensor."""
+        return tuple((row, name, _looks(value)) for row, name, value in self._items())
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+        return [value for _, _, value in self._items() if isinstance(value, Tensor)]
+
+    def owned(self) -> Branches:
+        """The same with tensors of its own, into which ``load`` can copy others."""
+        twin = copy(self)
+        twin._calls = {
+            row: [
+                {name: value.clone() if isinstance(value, Tensor) else value for name, value in part.items()}
+                for part in parts
+            ]
+            for row, parts in self._calls.items()
+        }
+        return twin
+
+    def load(self, other: Branches) -> None:
+        """Copy the tensors of others of the same structure into these."""
+        for (_, _, own), (_, _, new) in zip(self._items(), other._items(), strict=True):
+            if isinstance(own, Tensor):
+                own.copy_(new, non_blocking=True)
+
+    def _items(self) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+        """All arguments of all calls, with the branches and the name of each."""
+        for row, parts in self._calls.items():
+            for part in parts:
+                yield from ((row, name, value) for name, value in part.items())
+
+    def call(self, net: Network, z: Tensor, c_noise: Tensor, branches: tuple[str, ...]) -> list[Tensor]:
+        """The network outputs of one evaluation: one stacked tensor, or one for each branch."""
+        return [net(z, c_noise, **conditioning) for conditioning in self._calls[branches]]
+
+
+def in_chunks(net: Network, size: int) -> Network:
+    """A network that is always evaluated on exactly ``size`` samples, the last chunk padded with zeros.
+
+    Libraries choose other algorithms, and so other roundings, for other batch sizes. With a fixed size a sample's
+    output no longer depends on how many samples are drawn together; ``size=1`` is exact for every network that
+    is a function of its sample.
+
+    Args:
+        net: any network; tensors among its conditioning whose leading dimension is the batch are chunked too.
+        size: samples a call, at least 1.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise InputError(f"network_batch is {size!r}; it must be an integer of at least 1")
+
+    def chunked(z: Tensor, c_noise: Tensor, **conditioning: Any) -> Tensor:
+        total = z.shape[0]
+
+        def part(value: Any, start: int) -> Any:
+            if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != total:
+                return value
+            piece = value[start : start + size]
+            missing = size - piece.shape[0]
+            return piece if not missing else torch.cat([piece, piece.new_zeros(missing, *piece.shape[1:])])
+
+        outputs = []
+        for start in range(0, total, size):
+            chosen = {name: part(value, start) for name, value in conditioning.items()}
+            output = net(part(z, start), part(c_noise, start), **chosen)
+            outputs.append(output[: total - start] if isinstance(output, Tensor) else output)
+        if not outputs or not all(isinstance(output, Tensor) for output in outputs):
+            return outputs[0] if outputs else z.clone()
+        return torch.cat(outputs).contiguous(memory_format=_memory_format(z))
+
+    return chunked
+
+
+def check_outputs(outputs: Sequence[Any], z: Tensor, branches: tuple[str, ...], batch: int) -> None:
+    """Refuse network outputs that are not what the plan promised.
+
+    Args:
+        outputs: all branches stacked in one tensor, or one tensor for each.
+        z: the network input of this evaluation.
+        branches: those that were evaluated.
+        batch: samples in one branch.
+
+    Raises:
+        NetworkError: says what came back, what is expected and what to do.
+    """
+    if len(outputs) not in (1, len(branches)):
+        raise NetworkError(
+            f"step() was given {len(outputs)} network outputs; give one tensor with the branches {list(branches)} "
+            "stacked along the batch, or one tensor for each"
+        )
+    shape = [batch * len(branches) // max(len(outputs), 1), *z.shape[1:]]
+    for output in outputs:
+        if not isinstance(output, Tensor):
+            raise NetworkError(
+                f"the network returned a {type(output).__name__}; it must return a tensor of shape {shape} "
+                "(wrap it in a function that picks the tensor)"
+            )
+        if list(output.shape) != shape:
+            raise NetworkError(f"the network returned shape {list(output.shape)}; it must return {shape}")
+        if output.device != z.device:
+            raise NetworkError(f"the network returned a tensor on {output.device}; its input was on {z.device}")
+        if output.dtype not in NETWORK_TYPES:
+            raise NetworkError(
+                f"the network returned {output.dtype}; float64, float32, bfloat16 and float16 are allowed"
+            )
+
+
+def _looks(value: Any) -> Any:
+    """A tensor's dtype, shape, strides and device; anything else itself, with its type (True equals 1)."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape, value.stride(), value.device
+    return type(value), value
+
+
+def _check_conditioning(branch: str, conditioning: Mapping[str, Any], batch: int) -> None:
+    for name, value in conditioning.items():
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] != batch:
+            raise InputError(
+                f"{branch}[{name!r}] has leading dimension {value.shape[0]}; it must be the batch size {batch}"
+            )
+
+
+def _stack(parts: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
+    """Conditioning of several branches stacked along the batch; what is no batched tensor must be the same."""
+    first, *others = parts
+    stacked = {}
+    for other in others:
+        if set(other) != set(first):
+            raise InputError(
+                f"cond has keys {sorted(first)} and uncond has {sorted(other)}; to be stacked they must be the same "
+                "(or compile the plan with batched=False)"
+            )
+    for name, value in first.items():
+        values = [value, *(other[name] for other in others)]
+        if all(isinstance(v, Tensor) and v.dim() for v in values):
+            if len({(v.shape, v.dtype, v.device) for v in values}) > 1:
+                raise InputError(
+                    f"cond[{name!r}] and uncond[{name!r}] differ in shape, dtype or device "
+                    f"({', '.join(f'{list(v.shape)} {v.dtype} {v.device}' for v in values)}); they are stacked for one "
+                    "network call, so make them alike or compile the plan with batched=False"
+                )
+            stacked[name] = torch.cat(values)
+        elif all(v is value for v in values) or not any(isinstance(v, Tensor) for v in values):
+            if any(v != value for v in values if v is not value):
+                raise InputError(f"cond[{name!r}] and uncond[{name!r}] are not tensors and differ; use batched=False")
+            stacked[name] = value
+        else:
+            raise InputError(f"cond[{name!r}] and uncond[{name!r}] must both be tensors with a batch dimension")
+    return stacked
+
+
+def _memory_format(like: Tensor) -> torch.memory_format:
+    for dims, format_ in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if like.dim() == dims and not like.is_contiguous() and like.is_contiguous(memory_format=format_):
+            return format_
+    return torch.contiguous_format

@@ -1,0 +1,1 @@
+"""Samplers, one step each, and the trace on which a step runs."""
