@@ -24,7 +24,8 @@ from fastdiff.app.io import encode_samples, read_samples, write
 from fastdiff.app.options import format_seeds
 from fastdiff.errors import CheckpointError, InputError
 from fastdiff.maths.guidance import COND, UNCOND
-from fastdiff.plans.plan import NOISE_FORMAT, Plan
+from fastdiff.plans.file import NOISE_FORMAT
+from fastdiff.plans.plan import Plan
 from fastdiff.runs.run import Evaluation, Run
 
 SAMPLE = (1, 8, 8)

@@ -19,7 +19,7 @@ import fastdiff
 from fastdiff.app.digits import CHECKPOINT, load_digits
 from fastdiff.backends import cpu, reference, registry
 from fastdiff.errors import FastdiffError
-from fastdiff.plans.plan import NOISE_FORMAT
+from fastdiff.plans.file import NOISE_FORMAT
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
 SELF_TEST_SECONDS = 0.5

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdiff.rows.call import Call
+
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 NOISE_FORMAT = 1
@@ -141,94 +143,76 @@ def normals(numel: int, seeds: Tensor, draws: Tensor) -> Tensor:
     return torch.stack((r * cosine, r * sine), -1).flatten(-3)[..., :numel]
 
 
-def stage(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> None:
-    """Run one row (``fastdiff.rows.row.Row.program``) and write its outputs; nothing else is touched.
-
-    Args:
-        columns: tensors ``[B, ...]`` of one shape, any floating dtype; widened to the state type on load.
-        coef: ``[1 or B, K]`` in the state type.
-        present: int64 ``[1 or B]``; bit k clear means that coefficient k's operation is skipped.
-        seeds: int64 ``[B]``; needed when the program draws noise.
-        draws: int64 ``[1 or B, N, 4]``.
-        program: see ``fastdiff.rows.row.Row.program``.
-        stores: a tensor ``[B, ...]`` or None per output.
-        z: network input ``[copies * B, ...]``, or None.
-    """
-    state, shape = coef.dtype, columns[0].shape if columns else _shape(stores, z)
-    batch = shape[0]
+def stage(call: Call) -> None:
+    """Run one row and write its outputs; nothing else is touched."""
+    program, coef, state = call.program, call.coef, call.coef.dtype
+    shape = (call.columns or call.written)[0].shape
     per_sample = (-1, *(1 for _ in shape[1:]))
-    ints = iter(program)
-    coefficient = iter(range(coef.shape[1]))
+    sources = [column.to(state) for column in call.columns]
+    xi = _draw(call, shape)
 
-    def switch(k: int) -> Tensor | bool:
-        return True if present is None else ((present >> k) & 1 == 1).view(per_sample)
+    def is_on(k: int) -> Tensor | bool:
+        return True if call.present is None else ((call.present >> k) & 1 == 1).view(per_sample)
 
-    def accumulate(
-        total: Tensor | None, started: Tensor | bool, terms: list[Tensor]
-    ) -> tuple[Tensor | None, Tensor | bool]:
-        for source in terms:
-            k = next(coefficient)
-            on, term = switch(k), coef[:, k].view(per_sample) * source
-            if total is None:
-                total = _select(on, term, 0.0)
-            else:
-                total = _select(on, _select(started, total + term, term), total)
-            started = started | on
-        return total, started
+    def c(k: int) -> Tensor:
+        return coef[:, k].view(per_sample)
 
-    wide = [column.to(state) for column in columns]
-    _, n_draws, network, d_terms, d_clamp, d_scale = (next(ints) for _ in range(6))
-    xi: Sequence[Tensor] = ()
-    if n_draws:
-        flat = normals(sample_numel(shape), seeds[:, None], draws)  # type: ignore[index, arg-type]
-        xi = flat.to(state).view(batch, n_draws, *shape[1:]).unbind(1)
-    if d_terms >= 0:
-        derived, _ = accumulate(None, False, [wide[next(ints)] for _ in range(d_terms)])
-        derived = torch.zeros(shape, dtype=state, device=coef.device) if derived is None else derived
-        if d_clamp:
-            k = next(coefficient)
-            limit = coef[:, k].view(per_sample)
-            clamped = torch.where(derived > limit, limit, torch.where(derived < -limit, -limit, derived))
-            derived = _select(switch(k), clamped, derived)
-        if d_scale:
-            k = next(coefficient)
-            derived = _select(switch(k), coef[:, k].view(per_sample) * derived, derived)
-        wide.append(derived)
+    for i, output in enumerate(program.outputs):
+        w = Sum()
+        for k, source in enumerate(output.terms, program.terms_at(i)):
+            w.add(is_on(k), c(k) * sources[source])
+        if output.base is not None:
+            w.add(True, sources[output.base])
+        for k, r in enumerate(output.noise, program.noise_at(i)):
+            w.add(is_on(k), c(k) * (xi[r] if r >= 0 else sources[-1 - r]))
+        total = torch.zeros((), dtype=state, device=coef.device) if w.total is None else w.total
+        if output.clamp:
+            k = program.bound_at(i)
+            clamped = torch.where(total > c(k), c(k), torch.where(total < -c(k), -c(k), total))
+            total = _select(is_on(k), clamped, total)
+        if output.scale:
+            k = program.scale_at(i)
+            total = _select(is_on(k), c(k) * total, total)
+        sources.append(total.expand(shape))
 
-    results = []
-    for _ in range(next(ints)):
-        base = next(ints)
-        terms = [wide[next(ints)] for _ in range(next(ints))]
-        noise = [wide[-1 - r] if r < 0 else xi[r] for r in (next(ints) for _ in range(next(ints)))]
-        total, started = accumulate(None, False, terms)
-        if base >= 0:
-            total = wide[base].clone() if total is None else _select(started, wide[base] + total, wide[base])
-            started = True
-        total, _ = accumulate(total, started, noise)
-        if total is None:
-            total = torch.zeros((1,), dtype=state, device=coef.device)
-        results.append(total.expand(shape))
-    if z is not None:
-        k = next(coefficient)
-        w = results[network]
-        scaled = _select(switch(k), coef[:, k].view(per_sample) * w, w)
-        narrow = _round_to(scaled, z.dtype)
-        z_written = narrow.repeat(z.shape[0] // batch, *(1 for _ in shape[1:]))
-    rounded = [None if out is None else _round_to(w, out.dtype) for w, out in zip(results, stores, strict=False)]
-    for out, w in zip(stores, rounded, strict=False):
-        if out is not None and w is not None:
-            out.copy_(w)
-    if z is not None:
-        z.copy_(z_written)
+    results = sources[program.columns :]
+    made = [
+        (store, _round_to(w, store.dtype)) for w, store in zip(results, call.stores, strict=False) if store is not None
+    ]
+    if call.z is not None:
+        assert program.network is not None
+        w, k = results[program.network], program.c_in_at
+        narrow = _round_to(_select(is_on(k), c(k) * w, w), call.z.dtype)
+        made.append((call.z, narrow.repeat(call.z.shape[0] // shape[0], *(1 for _ in shape[1:]))))
+    # Only now, because an output may be a column in place.
+    for tensor, value in made:
+        tensor.copy_(value)
+
+
+class Sum:
+    """A running sum whose first addend is taken as it is: nothing is ever added to a zero."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.started: Tensor | bool = False
+
+    def add(self, on: Tensor | bool, value: Tensor) -> None:
+        """Add a value where ``on``."""
+        if self.total is None:
+            self.total = _select(on, value, 0.0)
+        else:
+            self.total = _select(on, _select(self.started, self.total + value, value), self.total)
+        self.started = self.started | on
+
+
+def _draw(call: Call, shape: torch.Size) -> Sequence[Tensor]:
+    """All normals of a row, in the state type."""
+    if not call.program.draws:
+        return ()
+    assert call.seeds is not None
+    assert call.draws is not None
+    flat = normals(sample_numel(shape), call.seeds[:, None], call.draws)
+    return flat.to(call.coef.dtype).view(shape[0], call.program.draws, *shape[1:]).unbind(1)
 
 
 def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
@@ -249,10 +233,3 @@ def _select(on: Tensor | bool, value: Tensor, otherwise: Tensor | float) -> Tens
 def _round_to(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Round to a storage type by way of float32 where it is a 16-bit type."""
     return value.float().to(dtype) if dtype in (torch.bfloat16, torch.float16) else value.to(dtype)
-
-
-def _shape(stores: Sequence[Tensor | None], z: Tensor | None) -> torch.Size:
-    for out in (*stores, z):
-        if out is not None:
-            return out.shape
-    raise ValueError("a stage needs at least one tensor")

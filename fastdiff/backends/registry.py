@@ -19,37 +19,15 @@ from torch import Tensor
 
 from fastdiff.backends import reference
 from fastdiff.errors import BackendError
+from fastdiff.rows.call import Call
 from fastdiff.rows.dtypes import NETWORK_TYPES
+from fastdiff.rows.program import MAX_OUTPUTS
 
-Stage = Callable[
-    [
-        Sequence[Tensor],
-        Tensor,
-        Tensor | None,
-        Tensor | None,
-        Tensor | None,
-        Sequence[int],
-        Sequence[Tensor | None],
-        Tensor | None,
-    ],
-    None,
-]
+Stage = Callable[[Call], None]
 FillNoise = Callable[[Tensor, Tensor, Tensor], None]
 Prepared = Callable[[Sequence[Tensor]], None]
 """A launch that is given its missing columns."""
-
-Prepare = Callable[
-    [
-        Sequence[Tensor | None],
-        Tensor,
-        Tensor,
-        Tensor,
-        Sequence[int],
-        Sequence[Tensor | None],
-        Tensor | None,
-    ],
-    Prepared,
-]
+Prepare = Callable[[Call], Prepared]
 
 
 @dataclass(frozen=True)
@@ -66,8 +44,8 @@ class Backend:
         fill_noise: as ``fastdiff.backends.reference.fill_noise``.
         dtypes: storage types it reads and writes.
         unasked: device types on which it is taken without being forced; all of ``devices`` if None.
-        prepare: binds a row's columns (None for those that come later), coefficients, seeds, draws, program, stores
-            and z once for many launches; without it ``stage`` is called anew each time.
+        prepare: binds a call once for many launches (columns that come later are None); without it ``stage`` is
+            called anew each time.
     """
 
     name: str
@@ -92,24 +70,15 @@ class Backend:
             return f"it does not handle the {layout} layout"
         return self.unavailable()
 
-    def prepared(
-        self,
-        columns: Sequence[Tensor | None],
-        coef: Tensor,
-        seeds: Tensor,
-        draws: Tensor,
-        program: Sequence[int],
-        stores: Sequence[Tensor | None],
-        z: Tensor | None,
-    ) -> Prepared:
+    def prepared(self, call: Call) -> Prepared:
         """The launch of a row on tensors that stay the same, but for the columns that are None; nothing is checked."""
         if self.prepare is not None:
-            return self.prepare(columns, coef, seeds, draws, program, stores, z)
+            return self.prepare(call)
 
         def launch(given: Sequence[Tensor]) -> None:
             later = iter(given)
-            filled = [next(later) if column is None else column for column in columns]
-            self.stage(filled, coef, None, seeds, draws, program, stores, z)
+            filled = [next(later) if column is None else column for column in call.columns]
+            self.stage(call._replace(columns=filled))
 
         return launch
 
@@ -124,19 +93,11 @@ class BackendReport:
     details: str
 
 
-def stage_by_dispatcher(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> None:
+def stage_by_dispatcher(call: Call) -> None:
     """Run a row by the kernel that is registered for the tensors' dispatch key."""
-    padded = (*stores, *(None for _ in range(4 - len(stores))))
-    torch.ops.fastdiff.stage(columns, coef, present, seeds, draws, program, *padded, z)
+    stores = (*call.stores, *(None for _ in range(MAX_OUTPUTS - len(call.stores))))
+    flat = call.columns, call.coef, call.present, call.seeds, call.draws, call.program.integers, *stores, call.z
+    torch.ops.fastdiff.stage(*flat)
 
 
 def fill_noise_by_dispatcher(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
@@ -155,14 +116,14 @@ def _deferred(name: str, device: str) -> Backend:
         devices=(device,),
         unavailable=lambda: module().unavailable(),
         details=lambda: module().details(),
-        stage=lambda *call: module().stage(*call),
+        stage=lambda call: module().stage(call),
         fill_noise=lambda *call: module().fill_noise(*call),
     )
 
 
 BACKENDS = (
     _deferred("cpu", "cpu"),
-    replace(_deferred("cuda", "cuda"), prepare=lambda *call: import_module("fastdiff.backends.cuda").prepare(*call)),
+    replace(_deferred("cuda", "cuda"), prepare=lambda call: import_module("fastdiff.backends.cuda").prepare(call)),
     _deferred("triton", "cuda"),
     Backend(
         name="reference",

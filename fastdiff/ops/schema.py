@@ -14,12 +14,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff.backends import reference
-from fastdiff.backends.registry import choose, fill_noise_by_dispatcher, forced_backend, stage_by_dispatcher
-from fastdiff.ops.gradient import Coefficients, arriving, column_gradients, dtype_codes
+from fastdiff.backends.registry import choose, fill_noise_by_dispatcher, forced_backend
+from fastdiff.ops.gradient import arriving, column_gradients, dtype_codes
+from fastdiff.rows.call import Call
 from fastdiff.rows.checks import check_fill_noise, check_functional, check_layouts, check_stage
 from fastdiff.rows.dtypes import NETWORK_TYPES
 from fastdiff.rows.layout import CHANNELS_LAST
-from fastdiff.rows.program import parse
+from fastdiff.rows.program import MAX_OUTPUTS, Program, parse
 from fastdiff.rows.seeds import draw_table, normalise_seeds
 
 __all__ = ["fill_noise", "normalise_seeds", "stage", "stage_functional"]
@@ -27,7 +28,8 @@ __all__ = ["fill_noise", "normalise_seeds", "stage", "stage_functional"]
 _library = torch.library.Library("fastdiff", "DEF")
 _library.define(
     "stage(Tensor[] columns, Tensor coef, Tensor? present, Tensor? seeds, Tensor? draws, int[] program, "
-    "Tensor(a!)? w0, Tensor(b!)? w1, Tensor(c!)? w2, Tensor(d!)? w3, Tensor(e!)? z) -> ()"
+    "Tensor(a!)? w0, Tensor(b!)? w1, Tensor(c!)? w2, Tensor(d!)? w3, Tensor(e!)? w4, Tensor(f!)? w5, "
+    "Tensor(g!)? z) -> ()"
 )
 _library.define("fill_noise(Tensor(a!) out, Tensor seeds, Tensor draws) -> ()")
 _library.define(
@@ -39,7 +41,7 @@ _library.define(
 def stage(
     columns: Sequence[Tensor],
     coef: Tensor,
-    program: Sequence[int],
+    program: Program | Sequence[int],
     *,
     seeds: Tensor | None = None,
     draws: Tensor | None = None,
@@ -52,7 +54,7 @@ def stage(
     Args:
         columns: tensors ``[B, ...]`` of one shape and layout, float64 (with a float64 ``coef``) or narrower.
         coef: ``[1 or B, K]``, float32 or float64: the state type.
-        program: the row's structure, from ``fastdiff.rows.row.Row.program``.
+        program: the row's structure, ``fastdiff.rows.row.Row.program`` or its integers.
         seeds: int64 ``[B]``; needed where the program draws noise.
         draws: int64 ``[1 or B, N, 4]``: purpose, tensor, draw, sub_draw of each draw.
         present: int64 ``[1 or B]``; bit k clear skips the operation of coefficient k.
@@ -63,16 +65,18 @@ def stage(
         InputError: an argument does not fit; nothing has been written.
         BackendError: no backend can run the call.
     """
-    run = _checked_stage
-    if _is_traced(coef):
-        run = reference.stage if _reference_forced() else stage_by_dispatcher
-    run(columns, coef, present, seeds, draws, program, stores, z)
+    if _is_traced(coef) and not _reference_forced():
+        padded = (*stores, *(None for _ in range(MAX_OUTPUTS - len(stores))))
+        torch.ops.fastdiff.stage(columns, coef, present, seeds, draws, _integers(program), *padded, z)
+        return
+    run = reference.stage if _is_traced(coef) else _checked_stage
+    run(Call(columns, coef, _parsed(program), seeds, draws, present, stores, z))
 
 
 def stage_functional(
     columns: Sequence[Tensor],
     coef: Tensor,
-    program: Sequence[int],
+    program: Program | Sequence[int],
     *,
     seeds: Tensor | None = None,
     draws: Tensor | None = None,
@@ -105,10 +109,10 @@ def stage_functional(
     """
     dtypes = [coef.dtype for _ in outputs] if dtypes is None else dtypes
     if not torch.compiler.is_compiling():
-        check_functional(columns, coef, present, seeds, draws, program, outputs, dtypes, z_dtype, copies)
-    return torch.ops.fastdiff.stage_functional(
-        columns, coef, present, seeds, draws, program, list(outputs), dtype_codes(dtypes), z_dtype, copies
-    )
+        call = Call(columns, coef, _parsed(program), seeds, draws, present)
+        check_functional(call, outputs, dtypes, z_dtype, copies)
+    tables = coef, present, seeds, draws, _integers(program)
+    return torch.ops.fastdiff.stage_functional(columns, *tables, list(outputs), dtype_codes(dtypes), z_dtype, copies)
 
 
 def fill_noise(
@@ -157,22 +161,23 @@ def _reference_forced() -> bool:
 _reference_forced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _checked_stage(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> None:
-    layout = check_stage(columns, coef, present, seeds, draws, program, stores, z)
-    written = [out for out in (*stores, z) if out is not None]
-    dtypes = {tensor.dtype for tensor in (coef, *columns, *written)}
-    run = choose(coef.device.type, tuple(dtypes), layout).stage
-    if any(out.numel() for out in written):
-        run(columns, coef, present, seeds, draws, program, stores, z)
+def _parsed(program: Program | Sequence[int]) -> Program:
+    return program if isinstance(program, Program) else parse(program)
+
+
+def _integers(program: Program | Sequence[int]) -> list[int]:
+    return program.integers if isinstance(program, Program) else list(program)
+
+
+def _checked_stage(call: Call) -> None:
+    layout = check_stage(call)
+    run = choose(call.coef.device.type, _dtypes(call), layout).stage
+    if any(out.numel() for out in call.written):
+        run(call)
+
+
+def _dtypes(call: Call) -> tuple[torch.dtype, ...]:
+    return tuple({tensor.dtype for tensor in (call.coef, *call.columns, *call.written)})
 
 
 def _checked_fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
@@ -183,15 +188,19 @@ def _checked_fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
 
 
 # The kernels behind every dispatch key that no compiled backend has registered (yet: choosing one loads it).
-def _stage_kernel(columns, coef, present, seeds, draws, program, w0, w1, w2, w3, z) -> None:  # noqa: ANN001
-    stores = (w0, w1, w2, w3)[: len(parse(program).outputs)]
-    _checked_stage(columns, coef, present, seeds, draws, program, stores, z)
+def _stage_kernel(columns, coef, present, seeds, draws, program, *written) -> None:  # noqa: ANN001, ANN002
+    _checked_stage(_call(columns, coef, present, seeds, draws, program, *written))
 
 
-def _stage_fake(columns, coef, present, seeds, draws, program, w0, w1, w2, w3, z) -> None:  # noqa: ANN001
-    stores = (w0, w1, w2, w3)[: len(parse(program).outputs)]
-    layout = check_stage(columns, coef, present, seeds, draws, program, stores, z)
-    choose(coef.device.type, [tensor.dtype for tensor in (coef, *columns)], layout)
+def _stage_fake(columns, coef, present, seeds, draws, program, *written) -> None:  # noqa: ANN001, ANN002
+    call = _call(columns, coef, present, seeds, draws, program, *written)
+    choose(coef.device.type, _dtypes(call), check_stage(call))
+
+
+def _call(columns, coef, present, seeds, draws, program, *written) -> Call:  # noqa: ANN001, ANN002
+    """The flat arguments of the dispatcher's ``stage`` as one value."""
+    parsed, (*stores, z) = parse(program), written
+    return Call(columns, coef, parsed, seeds, draws, present, stores[: len(parsed.outputs)], z)
 
 
 def _fill_noise_fake(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
@@ -207,63 +216,42 @@ def _empty(like: Tensor, layout: str, dtype: torch.dtype, copies: int = 1) -> Te
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=wanted)
 
 
-def _functional_fake(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    outputs: Sequence[int],
-    codes: Sequence[int],
-    z_dtype: torch.dtype | None,
-    copies: int,
-) -> list[Tensor]:
+def _functional_fake(columns, coef, present, seeds, draws, program, outputs, codes, z_dtype, copies) -> list[Tensor]:  # noqa: ANN001
     dtypes = [NETWORK_TYPES[code] for code in codes]
-    layout = check_functional(columns, coef, present, seeds, draws, program, outputs, dtypes, z_dtype, copies)
+    call = Call(columns, coef, parse(program), seeds, draws, present)
+    layout = check_functional(call, outputs, dtypes, z_dtype, copies)
     results = [_empty(columns[0], layout, dtype) for dtype in dtypes]
     return results if z_dtype is None else [*results, _empty(columns[0], layout, z_dtype, copies)]
 
 
-def _functional_kernel(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    outputs: Sequence[int],
-    codes: Sequence[int],
-    z_dtype: torch.dtype | None,
-    copies: int,
-) -> list[Tensor]:
+def _functional_kernel(columns, coef, present, seeds, draws, program, outputs, codes, z_dtype, copies) -> list[Tensor]:  # noqa: ANN001
     results = _functional_fake(columns, coef, present, seeds, draws, program, outputs, codes, z_dtype, copies)
-    by_output = dict(zip(outputs, results, strict=False))
-    stores = [by_output.get(i) for i in range(len(parse(program).outputs))]
+    by_output, parsed = dict(zip(outputs, results, strict=False)), parse(program)
+    stores = [by_output.get(i) for i in range(len(parsed.outputs))]
     z = None if z_dtype is None else results[-1]
-    _checked_stage(columns, coef, present, seeds, draws, program, stores, z)
+    _checked_stage(Call(columns, coef, parsed, seeds, draws, present, stores, z))
     return results
 
 
 def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
-    columns, coef, present, _, _, program, outputs, _, z_dtype, copies = inputs
+    columns, coef, present, seeds, draws, program, outputs, _, z_dtype, copies = inputs
     ctx.set_materialize_grads(False)
     ctx.program, ctx.outputs, ctx.copies, ctx.has_z = parse(program), list(outputs), copies, z_dtype is not None
     ctx.dtypes = [column.dtype if column.requires_grad else None for column in columns]
     ctx.layout = check_layouts([(f"column {i}", column) for i, column in enumerate(columns)])
     # torch takes an empty list of integers for an empty list of tensors, and wants a list of no gradients back.
     ctx.no_gradients = [[] if isinstance(value, list) and not value else None for value in inputs[1:]]
-    ctx.save_for_backward(coef, present, *(columns if ctx.program.clamp else ()))
+    # Where a clamp cut is found by running the row again up to it.
+    clamped = any(output.clamp for output in ctx.program.outputs)
+    ctx.save_for_backward(coef, present, seeds, draws, *(columns if clamped else ()))
 
 
 def _backward(ctx, gradients):  # noqa: ANN001, ANN202
-    coef, present, *columns = ctx.saved_tensors
-    coefficients = Coefficients(coef, present)
+    coef, present, seeds, draws, *columns = ctx.saved_tensors
+    call = Call(columns, coef, ctx.program, seeds, draws, present)
     z_gradient = gradients[-1] if ctx.has_z else None
-    incoming = arriving(
-        ctx.program, coefficients, ctx.outputs, gradients[: len(ctx.outputs)], z_gradient, ctx.copies, ctx.layout
-    )
-    found = column_gradients(ctx.program, coefficients, columns, ctx.dtypes, incoming)
+    incoming = arriving(call, ctx.outputs, gradients[: len(ctx.outputs)], z_gradient, ctx.copies, ctx.layout)
+    found = column_gradients(call, ctx.dtypes, incoming)
     return found, *ctx.no_gradients
 
 

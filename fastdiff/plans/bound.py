@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 
-from fastdiff.rows.row import DERIVED, NETWORK_PREFIX, NOISE_PREFIX, Bound, Row
+from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Bound, Output, Row
 
 MAX_NORMAL = 6.77
 """No draw of noise format 1 exceeds sqrt(66 log 2) = 6.7637 (``docs/noise.md``)."""
@@ -71,26 +71,28 @@ def result_bound(rows: Sequence[Row], result: str, dtype: str, network: float) -
         drawn = (name for name in row.columns if name.startswith(NOISE_PREFIX))
         value |= {name: Spread.source(MAX_NORMAL) for name in (*dict(row.draws), *drawn)}
         value |= {name: Spread.source(network) for name in row.columns if name.startswith(NETWORK_PREFIX)}
+        # What a caller gives or computes is taken to be as large as what the network says.
+        value |= {n: Spread.source(network) for n in row.columns if n.startswith((GIVEN_PREFIX, CALLED_PREFIX))}
         # What was computed lies within the error of the value, so this bounds it.
         read = (*row.columns, *dict(row.draws))
         sizes = {name: value[name].size + (error[name].size if name in error else 0.0) for name in read}
         local = row.bound(sizes, dtype, rounded_coefficients=True)
-        if row.derived is not None:
-            value[DERIVED], error[DERIVED] = _derived(row, value), _derived(row, error, errors=True)
-        for output, new in zip(row.outputs, local, strict=True):
-            if output.store is None:
-                continue
-            terms = [*output.terms, *output.noise, (ROUNDING, 1.0)]
-            terms += [(output.base, 1.0)] if output.base is not None else []
-            values[output.store] = combine(terms, value)
-            errors[output.store] = combine(terms, error | {ROUNDING: Spread.source(new.error)})
+        for i, (output, new) in enumerate(zip(row.outputs, local, strict=True)):
+            # What is inherited only: the row's own bound counts what is made here, in earlier outputs too.
+            w = f"w{i}"
+            value[w], error[w] = _output(output, value), _output(output, error, errors=True)
+            if output.store is not None:
+                made = {"inherited": error[w], ROUNDING: Spread.source(new.error)}
+                values[output.store] = value[w]
+                errors[output.store] = combine([("inherited", 1.0), (ROUNDING, 1.0)], made)
     return Bound(values[result].size + errors[result].size, errors[result].size)
 
 
-def _derived(row: Row, known: dict[str, Spread], errors: bool = False) -> Spread:
-    """The derived column's value, or the error it inherits; a clamp cuts both, and cuts their correlations."""
-    assert row.derived is not None
-    d = combine(row.derived.terms, known)
-    if row.derived.bound is not None:
-        d = Spread.source(min(d.size, (2 if errors else 1) * row.derived.bound))
-    return d if row.derived.scale is None else combine([(DERIVED, row.derived.scale)], {DERIVED: d})
+def _output(output: Output, known: dict[str, Spread], errors: bool = False) -> Spread:
+    """An output's value, or the error it inherits; a clamp cuts both, and cuts their correlations."""
+    terms = [*output.terms, *output.noise]
+    terms += [(output.base, 1.0)] if output.base is not None else []
+    w = combine(terms, known)
+    if output.bound is not None:
+        w = Spread.source(min(w.size, (2 if errors else 1) * output.bound))
+    return w if output.scale is None else combine([("w", output.scale)], {"w": w})

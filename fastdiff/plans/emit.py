@@ -9,7 +9,7 @@ from fastdiff.maths.draw import Draw
 from fastdiff.maths.real import mp, round_to
 from fastdiff.maths.vector import Combination, Symbol
 from fastdiff.plans.compiler import Stage
-from fastdiff.rows.row import DERIVED, NETWORK_PREFIX, NOISE_PREFIX, Derived, Output, Row
+from fastdiff.rows.row import NETWORK_PREFIX, NOISE_PREFIX, Output, Row
 
 DENOISED = "denoised"
 FIRST_BUFFER = "x"
@@ -81,14 +81,12 @@ def _row(stage: Stage, buffers: Buffers, draws: dict[Symbol, Draw], dtype: str, 
     columns = [name for symbol, name in names.items() if symbol in symbols]
     drawn = {s: d for s, d in draws.items() if s in symbols}
     names |= {s: f"{NOISE_PREFIX}{j}" for j, s in enumerate(drawn)}
-    derived = None
+    outputs, network = [], None
     if stage.clipped:
         symbol, definition = stage.clipped
         terms = _terms(definition.combination, names, dtype)
-        derived = Derived(tuple(terms.values()), bound=round_to(definition.clip, dtype))
-        names[symbol] = DERIVED
-
-    outputs, network = [], None
+        names[symbol] = f"w{len(outputs)}"
+        outputs.append(Output(None, tuple(terms.values()), bound=round_to(definition.clip, dtype)))
     for target, recipe in stage.recipes.items():
         if stage.before is not None and target == stage.before.x:
             network = len(outputs)
@@ -104,7 +102,6 @@ def _row(stage: Stage, buffers: Buffers, draws: dict[Symbol, Draw], dtype: str, 
         columns=tuple(columns),
         outputs=tuple(outputs),
         draws=tuple((names[s], d) for s, d in drawn.items()),
-        derived=derived,
         network=network,
         c_in=round_to(before.scalars.c_in / before.s, dtype) if before else 1.0,
         copies=len(before.branches) if before and batched else 1,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fastdiff.rows.row import Output, Row
+from fastdiff.rows.gram import Gram, Weighted
+from fastdiff.rows.row import Affine, Coefficient, Output, Row
 
 if TYPE_CHECKING:
     from fastdiff.plans.plan import Plan
@@ -32,27 +33,55 @@ def explain(plan: Plan, limit: int | None = None) -> str:
 
 
 def formulas(row: Row) -> list[str]:
-    """What a row computes, in order: D, every stored output, and the network input z."""
-    lines = []
-    if row.derived is not None:
-        inner = _sum(None, row.derived.terms)
-        inner = inner if row.derived.bound is None else f"clamp({inner}, ±{row.derived.bound:.4g})"
-        lines.append(f"D = {inner}" if row.derived.scale is None else f"D = {row.derived.scale:.5g}·{inner}")
+    """What a row computes, in order: inner products, outputs that are stored or used again, and the network input z."""
+    lines = [] if row.gram is None else list(_sums(row.gram))
+    again = {name for output in row.outputs for name in (output.base, *(term for term, _ in output.terms))}
     for i, output in enumerate(row.outputs):
-        text = _output(output)
+        text, own = _output(output), f"w{i}"
         if output.store is not None:
-            lines.append(f"{output.store} = {text}")
+            lines.append(f"{output.store} = {text}" if own not in again else f"{own} = {output.store} = {text}")
+        elif own in again:
+            lines.append(f"{own} = {text}")
         if row.network == i:
-            inner = f"({text})" if output.store is None else output.store
-            lines.append(f"z = {row.c_in:.5g}·{inner}" + (f" ×{row.copies}" if row.copies > 1 else ""))
+            inner = output.store or (own if own in again else f"({text})")
+            lines.append(f"z = {_number(row.c_in)}·{inner}" + (f" ×{row.copies}" if row.copies > 1 else ""))
+    if row.call is not None:
+        name, given = row.call
+        lines.append(f"out_{name} = {name}({', '.join(given)})")
     return lines
 
 
 def _output(output: Output) -> str:
-    return _sum(output.base, (*output.terms, *output.noise))
+    text = _sum(output.base, (*output.terms, *output.noise))
+    text = text if output.bound is None else f"clamp({text}, ±{_number(output.bound, 4).lstrip('+')})"
+    return text if output.scale is None else f"{_number(output.scale)}·{text}"
 
 
-def _sum(base: str | None, terms: Sequence[tuple[str, float]]) -> str:
+def _sum(base: str | None, terms: Sequence[tuple[str, Coefficient]]) -> str:
     parts = [base] if base else []
-    parts += [f"{c:+.5g}·{name}" for name, c in terms]
+    parts += [f"{_number(c, sign='+')}·{name}" for name, c in terms]
     return " ".join(parts) or "0"
+
+
+def _number(value: Coefficient, digits: int = 5, sign: str = "") -> str:
+    """A coefficient; one that is known at run time as a formula over the row's scalars."""
+    if not isinstance(value, Affine):
+        return f"{value:{sign}.{digits}g}"
+    parts = [f"{value.constant:.{digits}g}"] if value.constant else []
+    parts += [f"s{j}" if factor == 1 else f"{factor:.{digits}g}·s{j}" for j, factor in value.terms]
+    return f"{sign}({' + '.join(parts)})"
+
+
+def _sums(gram: Gram) -> Iterator[str]:
+    """The scalars of a row, one a line."""
+    symbols = {"add": "+", "sub": "-", "mul": "·", "div": "/"}
+    vectors = [_sum(None, vector) for vector in gram.vectors]
+    for i, pair in enumerate(gram.sums):
+        if isinstance(pair, Weighted):
+            scale = f"max({pair.atol:.3g}, {pair.rtol:.3g}·max(|{vectors[pair.b]}|, |{vectors[pair.c]}|))"
+            yield f"s{i} = Σ(({vectors[pair.a]})/{scale})²"
+        else:
+            yield f"s{i} = <{vectors[pair.a]}, {vectors[pair.b]}>"
+    for i, (operation, left, right, number) in enumerate(gram.steps, len(gram.sums)):
+        texts = {"number": f"{number:.5g}", "sqrt": f"√s{left}", "max": f"max(s{left}, s{right})"}
+        yield f"s{i} = " + (texts.get(operation) or f"s{left} {symbols[operation]} s{right}")

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.churn import Churn
-from fastdiff.maths.draw import Draw
 from fastdiff.maths.guidance import Guidance
 from fastdiff.maths.prediction import Prediction, named_prediction
 from fastdiff.maths.real import LOCK, count, positive
 from fastdiff.maths.schedule import Schedule, from_sigmas, named_schedule
+from fastdiff.plans import file
 from fastdiff.plans.bound import result_bound
 from fastdiff.plans.compiler import Compiler, Stage
 from fastdiff.plans.emit import emit
 from fastdiff.plans.explain import explain
-from fastdiff.rows.row import NETWORK_PREFIX, NOISE_PREFIX, Bound, Derived, Output, Row
+from fastdiff.rows.program import Program
+from fastdiff.rows.row import NETWORK_PREFIX, NOISE_PREFIX, Bound, Row
 from fastdiff.solvers.solver import Solver, named_solver
 from fastdiff.solvers.trace import Ode
 
-FORMAT = 1
-NOISE_FORMAT = 1
 DTYPES = ("float32", "float64")
 
 
@@ -56,8 +53,8 @@ class Plan:
             if (row.network is None) != (k == len(self.rows) - 1):
                 raise PlanError(f"row {k} of {len(self.rows)}: all rows but the last feed the network, and only they")
         self._check_columns()
-        if len(self.rows[-1].outputs) == 0 or self.rows[-1].outputs[0].store is None:
-            raise PlanError("the last row must store the result as its first output")
+        if all(output.store is None for output in self.rows[-1].outputs):
+            raise PlanError("the last row must store the result: the first output that it stores")
 
     def _check_columns(self) -> None:
         """Every column must be there when it is read."""
@@ -88,7 +85,7 @@ class Plan:
         return tuple(dict.fromkeys(name for name in stored if name is not None))
 
     @cached_property
-    def encoded(self) -> list[tuple[list[int], list[float], list[list[int]]]]:
+    def encoded(self) -> list[tuple[Program, list[float], list[list[int]]]]:
         """Of every row its program, coefficients and draws ``[purpose, tensor, draw, sub_draw]``, as ops take them."""
         return [
             (row.program, row.coefficients, [[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in row.draws])
@@ -99,7 +96,7 @@ class Plan:
     def structure(self) -> tuple[Any, ...]:
         """All but the numbers: plans of one structure make the same launches, with other coefficients and draws."""
         rows = (
-            (row.columns, tuple(row.program), tuple(o.store for o in row.outputs), row.copies, row.branches)
+            (row.columns, row.program, tuple(o.store for o in row.outputs), row.copies, row.branches)
             for row in self.rows
         )
         return self.dtype, self.batched, self.caller_noise, tuple(rows)
@@ -107,7 +104,7 @@ class Plan:
     @cached_property
     def result(self) -> str:
         """The buffer that holds the sample after the last row."""
-        return str(self.rows[-1].outputs[0].store)
+        return next(output.store for output in self.rows[-1].outputs if output.store is not None)
 
     def traffic(self, network_bytes: int = 4) -> list[int]:
         """Compulsory bytes per state element of every row: each column read once, each output written once.
@@ -140,44 +137,21 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; coefficients are hexadecimal floats, so nothing is rounded."""
-        body = self._body()
-        return json.dumps(body | {"sha256": _digest(body)}, indent=1)
+        return file.to_text(self)
 
     @property
     def sha256(self) -> str:
         """Digest of everything that determines the result: format, noise format, state type and rows."""
-        return _digest(self._body())
+        return file.digest(file.body(self))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read a plan back.
+        """Read a plan back; plans of format 1 are read too.
 
         Raises:
             PlanError: not a plan, of another format or noise format, or its digest does not match.
         """
-        try:
-            body = json.loads(text)
-        except ValueError as error:
-            raise PlanError(f"this is not a plan: not JSON ({error})") from None
-        if not isinstance(body, dict) or "fastdiff_plan" not in body:
-            raise PlanError("this is not a plan: it has no field 'fastdiff_plan'; write one with Plan.to_json()")
-        for name, ours in (("fastdiff_plan", FORMAT), ("noise_format", NOISE_FORMAT)):
-            if body.get(name) != ours:
-                raise PlanError(f"{name} is {body.get(name)!r}; this version reads {ours}: compile the plan anew")
-        given = body.pop("sha256", None)
-        if given != _digest(body):
-            raise PlanError(f"the plan's sha256 is {given!r}, its content has {_digest(body)!r}: the file was changed")
-        try:
-            rows = tuple(_row_from(row) for row in body["rows"])
-            return cls(rows, body["dtype"], body["description"], body["batched"], body["caller_noise"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise PlanError(f"the plan is malformed: {error!r}") from None
-
-    def _body(self) -> dict[str, Any]:
-        rows = [_hex(asdict(row)) for row in self.rows]
-        fields = {"dtype": self.dtype, "description": self.description, "batched": self.batched}
-        head = {"fastdiff_plan": FORMAT, "noise_format": NOISE_FORMAT}
-        return head | fields | {"caller_noise": self.caller_noise, "rows": rows}
+        return cls(**file.fields_from(text))
 
 
 def plan(
@@ -264,42 +238,3 @@ def _with_caller_noise(row: Row) -> Row:
     """The same row with its draws read from columns."""
     names = tuple(name for name, _ in row.draws)
     return replace(row, columns=row.columns + names, draws=())
-
-
-def _hex(value: Any) -> Any:
-    """Floats as hexadecimal text, containers walked."""
-    if isinstance(value, float):
-        return value.hex()
-    if isinstance(value, dict):
-        return {key: _hex(inner) for key, inner in value.items()}
-    return [_hex(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _digest(body: dict[str, Any]) -> str:
-    content = {key: value for key, value in body.items() if key != "description"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _terms_from(pairs: Any) -> tuple[tuple[str, float], ...]:
-    return tuple((str(name), float.fromhex(c)) for name, c in pairs)
-
-
-def _optional(value: Any) -> float | None:
-    return None if value is None else float.fromhex(value)
-
-
-def _row_from(body: dict[str, Any]) -> Row:
-    d = body["derived"]
-    derived = None if d is None else Derived(_terms_from(d["terms"]), _optional(d["bound"]), _optional(d["scale"]))
-    outputs = (Output(o["base"], _terms_from(o["terms"]), _terms_from(o["noise"]), o["store"]) for o in body["outputs"])
-    scalars = {name: float.fromhex(body[name]) for name in ("c_in", "c_noise", "sigma")}
-    return Row(
-        tuple(body["columns"]),
-        tuple(outputs),
-        tuple((name, Draw(**draw)) for name, draw in body["draws"]),
-        derived,
-        body["network"],
-        copies=body["copies"],
-        branches=tuple(body["branches"]),
-        **scalars,
-    )

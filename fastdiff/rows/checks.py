@@ -12,9 +12,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff.errors import InputError
+from fastdiff.rows.call import Call
 from fastdiff.rows.dtypes import NETWORK_TYPES, STATE_TYPES
 from fastdiff.rows.layout import common_layout, layout, same_memory, samples_overlap, share_memory, span
-from fastdiff.rows.program import Program, parse
+from fastdiff.rows.program import Program
 from fastdiff.rows.seeds import DRAW_WORDS, can_read, check_seeds, describe
 
 MAX_ELEMENTS = 2**42
@@ -23,17 +24,8 @@ MAX_COPIES = 12
 Named = Sequence[tuple[str, Tensor]]
 
 
-def check_stage(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> str:
-    """Check the arguments of ``stage``, which are those of ``fastdiff.backends.reference.stage``.
+def check_stage(call: Call) -> str:
+    """Check the arguments of ``stage``.
 
     Returns:
         The layout that all tensors share.
@@ -41,11 +33,10 @@ def check_stage(
     Raises:
         InputError: something does not fit; nothing has been written.
     """
-    parsed = parse(program)
-    reads = _named("column", columns)
-    stored = [(name, store) for name, store in _named("store", stores) if store is not None]
-    writes = [*stored, *([] if z is None else [("z", z)])]
-    _check_counts(parsed, len(columns), len(stores), z is not None)
+    reads = _named("column", call.columns)
+    stored = _named("store", call.stores)
+    writes = [*stored, *([] if call.z is None else [("z", call.z)])]
+    _check_counts(call.program, len(call.columns), len(call.stores), call.z is not None)
     if not reads and not stored:
         raise InputError("stage was given neither a column nor a store; pass one, so that the batch size is known")
     _check_tensors([*reads, *writes])
@@ -54,13 +45,13 @@ def check_stage(
             raise InputError(f"{name} requires grad; use stage_functional, or call stage under torch.no_grad()")
     shape = (reads or stored)[0][1].shape
     _check_shapes(shape, [*reads, *stored])
-    if z is not None and (z.shape[1:] != shape[1:] or not _is_multiple(z.shape[0], shape[0])):
+    if call.z is not None and (call.z.shape[1:] != shape[1:] or not _is_multiple(call.z.shape[0], shape[0])):
         raise InputError(
-            f"z has shape {tuple(z.shape)}; with columns {tuple(shape)} it must be "
+            f"z has shape {tuple(call.z.shape)}; with columns {tuple(shape)} it must be "
             f"[copies * {shape[0]}, *{tuple(shape[1:])}]"
         )
-    tables = _check_tables(parsed, coef, present, seeds, draws, shape[0])
-    _check_types(coef.dtype, [(name, tensor.dtype) for name, tensor in (*reads, *writes)])
+    tables = _check_tables(call, shape[0])
+    _check_types(call.coef.dtype, [(name, tensor.dtype) for name, tensor in (*reads, *writes)])
     _check_device([*reads, *writes, *tables])
     found = check_layouts([*reads, *writes])
     _check_overlap([*reads, *tables], writes)
@@ -68,12 +59,7 @@ def check_stage(
 
 
 def check_functional(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
+    call: Call,
     outputs: Sequence[int],
     dtypes: Sequence[torch.dtype],
     z_dtype: torch.dtype | None,
@@ -84,12 +70,12 @@ def check_functional(
     Raises:
         InputError: something does not fit.
     """
-    parsed = parse(program)
+    columns, formulas = call.columns, call.program.outputs
     if not columns:
         raise InputError("stage_functional was given no column to take its shape from; use stage or fill_noise")
-    _check_counts(parsed, len(columns), len(parsed.outputs), z_dtype is not None)
-    if list(outputs) != sorted(set(outputs)) or any(not 0 <= i < len(parsed.outputs) for i in outputs):
-        raise InputError(f"outputs is {list(outputs)}; give increasing indices below {len(parsed.outputs)}")
+    _check_counts(call.program, len(columns), len(formulas), z_dtype is not None)
+    if list(outputs) != sorted(set(outputs)) or any(not 0 <= i < len(formulas) for i in outputs):
+        raise InputError(f"outputs is {list(outputs)}; give increasing indices below {len(formulas)}")
     if len(dtypes) != len(outputs):
         raise InputError(f"dtypes has {len(dtypes)} entries for {len(outputs)} outputs; give one for each")
     if not 1 <= copies <= MAX_COPIES:
@@ -97,12 +83,12 @@ def check_functional(
     reads = _named("column", columns)
     _check_tensors(reads)
     _check_shapes(columns[0].shape, reads)
-    tables = _check_tables(parsed, coef, present, seeds, draws, columns[0].shape[0])
-    if coef.requires_grad:
+    tables = _check_tables(call, columns[0].shape[0])
+    if call.coef.requires_grad:
         raise InputError("coef requires grad; gradients reach columns only, so pass coef.detach()")
     written = [(f"output {i}", dtype) for i, dtype in zip(outputs, dtypes, strict=True)]
     written += [] if z_dtype is None else [("z", z_dtype)]
-    _check_types(coef.dtype, [*((name, column.dtype) for name, column in reads), *written])
+    _check_types(call.coef.dtype, [*((name, column.dtype) for name, column in reads), *written])
     _check_device([*reads, *tables])
     return check_layouts(reads)
 
@@ -200,10 +186,9 @@ def _check_types(state: torch.dtype, dtypes: Sequence[tuple[str, torch.dtype]]) 
             raise InputError(f"{name} is torch.float64 and coef is torch.float32; float64 needs a float64 coef")
 
 
-def _check_tables(
-    parsed: Program, coef: Tensor, present: Tensor | None, seeds: Tensor | None, draws: Tensor | None, batch: int
-) -> list[tuple[str, Tensor]]:
+def _check_tables(call: Call, batch: int) -> list[tuple[str, Tensor]]:
     """Check the small tensors of a stage and return those that were given, with their names."""
+    _, coef, parsed, seeds, draws, present, *_ = call
     if not isinstance(coef, Tensor) or coef.dtype not in STATE_TYPES:
         raise InputError(f"coef is {describe(coef)}; it must be a float32 or float64 tensor, the state type")
     if coef.dim() != 2 or coef.shape[1] != parsed.coefficients:

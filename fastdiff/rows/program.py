@@ -1,7 +1,6 @@
-"""A program: the structure of a row as integers, and the same with names for its parts.
+"""A program: the structure of a row by numbers, in the one encoding that ops and kernels take.
 
-Rows encode themselves (``fastdiff.rows.row.Row.program``); this module decodes and checks what an op was given, and
-encodes the transposed programs that carry gradients. The format is that of ``docs/row-format.md``.
+The format is that of ``docs/row-format.md``. ``Program.integers`` encodes, ``parse`` decodes and checks.
 """
 
 from __future__ import annotations
@@ -11,22 +10,35 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from fastdiff.errors import InputError
-from fastdiff.rows.row import MAX_COEFFICIENTS, MAX_COLUMNS, MAX_DRAWS, MAX_OUTPUTS
+
+MAX_COLUMNS = 16
+MAX_OUTPUTS = 6
+MAX_DRAWS = 32
+MAX_COEFFICIENTS = 64
 
 
 @dataclass(frozen=True)
-class Combination:
-    """One output: ``[base +] terms + noise``.
+class Formula:
+    """One output: ``scale * clamp([base +] terms + noise)``.
 
     Args:
-        base: index of a column, or None.
-        terms: indices of columns; the index after the last column is the derived column.
+        base: index of a column or earlier output, or None.
+        terms: indices of columns; output ``i`` is the index ``columns + i``.
         noise: ``r >= 0`` is draw ``r``, ``r < 0`` is column ``-1 - r``.
+        clamp: whether the sum is clamped.
+        scale: whether it is scaled, after the clamp.
     """
 
     base: int | None = None
     terms: tuple[int, ...] = ()
     noise: tuple[int, ...] = ()
+    clamp: bool = False
+    scale: bool = False
+
+    @property
+    def coefficients(self) -> int:
+        """How many coefficients it reads."""
+        return len(self.terms) + len(self.noise) + self.clamp + self.scale
 
 
 @dataclass(frozen=True)
@@ -35,58 +47,56 @@ class Program:
 
     Args:
         columns: how many tensors are read.
+        outputs: the formulas, in order; one may use those before it.
         draws: how many normal tensors are drawn.
         network: index of the output that becomes the network input, or None.
-        derived: the derived column's terms, or None where the row has no derived column.
-        clamp: whether the derived column is clamped.
-        scale: whether the derived column is scaled, after the clamp.
-        outputs: the combinations.
     """
 
     columns: int
-    outputs: tuple[Combination, ...]
+    outputs: tuple[Formula, ...]
     draws: int = 0
     network: int | None = None
-    derived: tuple[int, ...] | None = None
-    clamp: bool = False
-    scale: bool = False
 
-    @property
+    @cached_property
     def integers(self) -> list[int]:
         """The program as ops take it."""
-        found = [self.columns, self.draws, -1 if self.network is None else self.network]
-        found += [-1 if self.derived is None else len(self.derived), int(self.clamp), int(self.scale)]
-        found += [*(self.derived or ()), len(self.outputs)]
+        found = [self.columns, self.draws, -1 if self.network is None else self.network, len(self.outputs)]
         for output in self.outputs:
             found += [-1 if output.base is None else output.base]
             found += [len(output.terms), *output.terms, len(output.noise), *output.noise]
+            found += [int(output.clamp), int(output.scale)]
         return found
 
     @cached_property
-    def clamp_at(self) -> int:
-        """Where the coefficients hold the bound of the derived column."""
-        return len(self.derived or ())
-
-    @cached_property
-    def scale_at(self) -> int:
-        """Where the coefficients hold the scale of the derived column."""
-        return self.clamp_at + int(self.clamp)
+    def starts(self) -> tuple[int, ...]:
+        """Where the coefficients of each output begin, and where they end."""
+        places = [0]
+        for output in self.outputs:
+            places.append(places[-1] + output.coefficients)
+        return tuple(places)
 
     def terms_at(self, output: int) -> int:
         """Where the coefficients of an output's terms begin."""
-        before = sum(len(o.terms) + len(o.noise) for o in self.outputs[:output])
-        return self.scale_at + int(self.scale) + before
+        return self.starts[output]
 
     def noise_at(self, output: int) -> int:
         """Where the coefficients of an output's noise begin."""
         return self.terms_at(output) + len(self.outputs[output].terms)
 
-    @cached_property
+    def bound_at(self, output: int) -> int:
+        """Where the coefficients hold the bound of an output that is clamped."""
+        return self.noise_at(output) + len(self.outputs[output].noise)
+
+    def scale_at(self, output: int) -> int:
+        """Where the coefficients hold the scale of an output that is scaled."""
+        return self.bound_at(output) + self.outputs[output].clamp
+
+    @property
     def c_in_at(self) -> int:
         """Where the coefficients hold ``c_in``, if the program has a network input."""
-        return self.terms_at(len(self.outputs))
+        return self.starts[-1]
 
-    @cached_property
+    @property
     def coefficients(self) -> int:
         """How many coefficients the program reads, ``c_in`` included."""
         return self.c_in_at + int(self.network is not None)
@@ -105,22 +115,21 @@ def parse(integers: Sequence[int]) -> Program:
 def _parse(integers: tuple[int, ...]) -> Program:
     position = 0
 
-    def take(count: int) -> tuple[int, ...]:
+    def take(count: int = 1) -> tuple[int, ...]:
         nonlocal position
         position += count
         if count < 0 or position > len(integers):
             raise _malformed(integers, "it ends too early or counts below zero")
         return integers[position - count : position]
 
-    columns, draws, network, d_terms, clamp, scale = take(6)
-    derived = None if d_terms < 0 else take(d_terms)
+    columns, draws, network, count = take(4)
     outputs = []
-    for _ in range(*take(1)):
-        (base,) = take(1)
-        terms, noise = take(*take(1)), take(*take(1))
-        outputs.append(Combination(None if base < 0 else base, terms, noise))
-    network_index = None if network < 0 else network
-    program = Program(columns, tuple(outputs), draws, network_index, derived, bool(clamp), bool(scale))
+    for _ in range(count):
+        (base,) = take()
+        terms, noise = take(*take()), take(*take())
+        clamp, scale = take(2)
+        outputs.append(Formula(None if base < 0 else base, terms, noise, bool(clamp), bool(scale)))
+    program = Program(columns, tuple(outputs), draws, None if network < 0 else network)
     problem = _problem(program)
     if position < len(integers):
         problem = "it goes on after its last output"
@@ -141,19 +150,16 @@ def _problem(program: Program) -> str | None:
             return f"it has {count} {what}; 0 to {limit} are allowed"
     if program.network is not None and program.network >= len(program.outputs):
         return f"its network input is output {program.network} of {len(program.outputs)}"
-    if program.derived is None and (program.clamp or program.scale):
-        return "it clamps or scales a derived column that it does not have"
-    last_source = program.columns - (program.derived is None)
-    used = [("derived column", i, 0, program.columns - 1) for i in program.derived or ()]
-    for output in program.outputs:
-        used += [("base", output.base, 0, program.columns - 1)] if output.base is not None else []
-        used += [("term", i, 0, last_source) for i in output.terms]
+    for i, output in enumerate(program.outputs):
+        last = program.columns + i - 1
+        used = [("base", output.base, 0, last)] if output.base is not None else []
+        used += [("term", source, 0, last) for source in output.terms]
         used += [("noise reference", r, -program.columns, program.draws - 1) for r in output.noise]
-    for what, index, low, high in used:
-        if not low <= index <= high:
-            return f"a {what} is {index}; it must lie in {low} .. {high}"
+        for what, index, low, high in used:
+            if not low <= index <= high:
+                return f"a {what} of output {i} is {index}; it must lie in {low} .. {high}"
     return None
 
 
 def _malformed(integers: Sequence[int], problem: str) -> InputError:
-    return InputError(f"program {list(integers)} is malformed: {problem}; take it from fastdiff.rows.row.Row.program")
+    return InputError(f"program {list(integers)} is malformed: {problem}; take it from Row.program.integers")

@@ -1,40 +1,57 @@
 """A row: everything one launch computes, as data.
 
-A row reads *columns* (tensors of one shape), optionally forms one derived column
+A row reads *columns* (tensors of one shape) and draws normals, and makes up to six outputs
 
-    D = scale * clamp(sum_k d_k * column_k, -bound, bound),
+    w = scale * clamp([base +] sum_k c_k * source_k + sum_j n_j * xi_j, -bound, bound),
 
-and then up to four outputs
-
-    w = [base +] sum_k c_k * column_k + sum_j n_j * xi_j,
-
-each stored in a buffer, or scaled by ``c_in`` and cast to become the network input ``z``, or both.
-The operations and their order are the contract of ``docs/numerics.md``; ``backends/reference.py`` is the
-specification in PyTorch. A row knows nothing of diffusion.
+whose sources are columns and earlier outputs (``w0`` is the first). Each output is stored in a buffer, or scaled by
+``c_in`` and cast to become the network input ``z``, or both, or neither. The operations and their order are the
+contract of ``docs/numerics.md``; ``backends/reference.py`` is the specification in PyTorch. A row knows nothing of
+diffusion.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.draw import Draw
+from fastdiff.rows.gram import Gram
+from fastdiff.rows.program import (
+    MAX_COEFFICIENTS,
+    MAX_COLUMNS,
+    MAX_DRAWS,
+    MAX_OUTPUTS,
+    Formula,
+    Program,
+)
 
-MAX_COLUMNS = 16
-MAX_OUTPUTS = 4
-MAX_DRAWS = 32
-MAX_COEFFICIENTS = 64
-DERIVED = "D"
 NETWORK_PREFIX = "F_"
 NOISE_PREFIX = "xi"
+GIVEN_PREFIX = "in_"
+CALLED_PREFIX = "out_"
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
 SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074}
 
-Terms = tuple[tuple[str, float], ...]
+
+class Affine(NamedTuple):
+    """A coefficient that is known when the row runs: ``constant + sum_j factor_j * scalar_j``, rounded once.
+
+    ``terms`` pairs the number of a scalar of the row's ``Gram`` with its factor.
+    """
+
+    constant: float
+    terms: tuple[tuple[int, float], ...]
+
+
+Coefficient = float | Affine
+Terms = tuple[tuple[str, Coefficient], ...]
 
 
 class Bound(NamedTuple):
@@ -45,26 +62,20 @@ class Bound(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Derived:
-    """The derived column ``D``: a combination of columns, rounded, then clamped to +-bound, then scaled."""
-
-    terms: Terms
-    bound: float | None = None
-    scale: float | None = None
-
-
-@dataclass(frozen=True)
 class Output:
-    """One combination ``w``; ``store`` names the buffer that receives it (None: only the network sees it).
+    """One combination ``w``; ``store`` names the buffer that receives it (None: only this row sees it).
 
-    ``noise`` pairs a draw's name, or the name of a column that holds the caller's noise, with its
-    coefficient; noise is added after all terms.
+    ``base`` and the names in ``terms`` are columns or earlier outputs (``"w0"``). ``noise`` pairs a draw's name, or
+    the name of a column that holds the caller's noise, with its coefficient; noise is added after all terms. Then the
+    sum is clamped to plus or minus ``bound`` (a NaN stays), then multiplied by ``scale``.
     """
 
     base: str | None = None
     terms: Terms = ()
     noise: Terms = ()
     store: str | None = None
+    bound: Coefficient | None = None
+    scale: Coefficient | None = None
 
 
 @dataclass(frozen=True)
@@ -72,19 +83,21 @@ class Row:
     """One launch. Coefficients are exact in the state type (they were rounded once, by the compiler).
 
     By convention of plans, a column called ``F_cond`` is the network output of branch ``cond``, ``xi0`` noise that
-    the caller makes, and any other name a buffer that an earlier row has stored.
+    the caller makes, ``in_mask`` a tensor that the caller gives, ``out_rotate`` what the call ``rotate`` returned, and
+    any other name a buffer that an earlier row has stored.
 
     Args:
         columns: names of the tensors read, in the order in which they are passed.
-        outputs: at most four combinations.
+        outputs: at most six combinations.
         draws: name and counter of every normal tensor drawn.
-        derived: the derived column, named ``"D"`` in terms.
-        network: index of the output that becomes the network input, or None on the last row.
+        network: index of the output that becomes the network input, or None.
         c_in: the factor between that output and the network input.
         copies: how many copies of the network input are written (2 for batched guidance).
         c_noise: the noise conditioning of the network evaluation that follows.
         sigma: noise level of that evaluation, in data units (for people and for guidance intervals).
         branches: names of the network outputs that the *next* row reads, such as ``("cond", "uncond")``.
+        gram: inner products that decide the coefficients which are ``Affine``; a launch before this one.
+        call: name of the caller's function that follows in place of the network, and the buffers that it is given.
 
     Raises:
         PlanError: a coefficient is NaN or infinite, a name is unknown, or a limit is passed.
@@ -93,13 +106,14 @@ class Row:
     columns: tuple[str, ...]
     outputs: tuple[Output, ...]
     draws: tuple[tuple[str, Draw], ...] = ()
-    derived: Derived | None = None
     network: int | None = None
-    c_in: float = 1.0
+    c_in: Coefficient = 1.0
     copies: int = 1
     c_noise: float = 0.0
     sigma: float = 0.0
     branches: tuple[str, ...] = ()
+    gram: Gram | None = None
+    call: tuple[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         coefficients = self.labelled_coefficients()
@@ -112,78 +126,82 @@ class Row:
         for what, count, limit in limits:
             if count > limit:
                 raise PlanError(f"a row has {count} {what}; at most {limit} fit in one launch")
+        if self.network is not None and self.call is not None:
+            raise PlanError(f"a row feeds the network and the call {self.call[0]!r}; one of them can follow it")
         self._check_names()
         told = [("c_noise", self.c_noise), ("sigma", self.sigma)]
         for label, value in (*coefficients, *told):
-            if not math.isfinite(value):
-                raise PlanError(f"coefficient {label} is {value}; every coefficient must be finite")
-
-    def _check_names(self) -> None:
-        names = (*self.columns, *(name for name, _ in self.draws))
-        if len(set(names)) != len(names) or DERIVED in names:
-            raise PlanError(f"columns and draws {names} must be distinct and none may be called {DERIVED!r}")
-        columns = set(self.columns)
-        sources = columns | ({DERIVED} if self.derived else set())
-        noise = set(names)
-        used = [(name, columns) for name, _ in (self.derived.terms if self.derived else ())]
-        for output in self.outputs:
-            used += [(output.base, columns)] if output.base is not None else []
-            used += [(name, sources) for name, _ in output.terms]
-            used += [(name, noise) for name, _ in output.noise]
-        for name, allowed in used:
-            if name not in allowed:
-                raise PlanError(f"a row uses {name!r}; it has {sorted(allowed)}")
+            for number in self._numbers(label, value):
+                if not math.isfinite(number):
+                    raise PlanError(f"coefficient {label} is {number}; every coefficient must be finite")
         if self.network is not None and not 0 <= self.network < len(self.outputs):
-            raise PlanError(f"network input is output {self.network}; the row has {len(self.outputs)} outputs")
-        if self.derived and self.derived.bound is not None and self.derived.bound < 0:
-            raise PlanError(f"the bound of D is {self.derived.bound}; it must be zero or more")
+            raise PlanError(f"network is {self.network}; the row has outputs 0 .. {len(self.outputs) - 1}")
         if self.copies < 1:
             raise PlanError(f"copies is {self.copies}; a network input needs at least one")
 
-    def labelled_coefficients(self) -> list[tuple[str, float]]:
+    def _numbers(self, label: str, value: Coefficient) -> Iterator[float]:
+        """The numbers of a coefficient; what it refers to must be there."""
+        if not isinstance(value, Affine):
+            yield value
+            return
+        known = 0 if self.gram is None else self.gram.scalars
+        for scalar, factor in value.terms:
+            if not 0 <= scalar < known:
+                raise PlanError(f"coefficient {label} uses scalar {scalar}; the row's gram makes {known}")
+            yield factor
+        yield value.constant
+
+    def _check_names(self) -> None:
+        names = (*self.columns, *(name for name, _ in self.draws))
+        if len(set(names)) != len(names) or any(re.fullmatch(r"w\d+", name) for name in names):
+            raise PlanError(f"columns and draws {names} must be distinct and none called like an output (w0, w1, ...)")
+        noise = set(names)
+        sources = set(self.columns)
+        used = [] if self.gram is None else [(name, noise) for name in self.gram.names]
+        for i, output in enumerate(self.outputs):
+            known = set(sources)
+            used += [(output.base, known)] if output.base is not None else []
+            used += [(name, known) for name, _ in output.terms]
+            used += [(name, noise) for name, _ in output.noise]
+            sources.add(f"w{i}")
+        for name, allowed in used:
+            if name not in allowed:
+                raise PlanError(f"a row uses {name!r}; it has {sorted(allowed)}")
+
+    def labelled_coefficients(self) -> list[tuple[str, Coefficient]]:
         """Every coefficient with a name a person can find, in the order in which kernels read them."""
-        found: list[tuple[str, float]] = []
-        if self.derived:
-            found += [(f"D[{name}]", c) for name, c in self.derived.terms]
-            if self.derived.bound is not None:
-                found.append(("D.bound", self.derived.bound))
-            if self.derived.scale is not None:
-                found.append(("D.scale", self.derived.scale))
+        found: list[tuple[str, Coefficient]] = []
         for i, output in enumerate(self.outputs):
             found += [(f"w{i}[{name}]", c) for name, c in (*output.terms, *output.noise)]
+            found += [] if output.bound is None else [(f"w{i}.bound", output.bound)]
+            found += [] if output.scale is None else [(f"w{i}.scale", output.scale)]
         if self.network is not None:
             found.append(("c_in", self.c_in))
         return found
 
     @property
-    def coefficients(self) -> list[float]:
-        """All coefficients in kernel order: D's terms, bound, scale; each output's terms, noise; c_in."""
+    def coefficients(self) -> list[Coefficient]:
+        """All coefficients in kernel order: each output's terms, noise, bound and scale; then c_in."""
         return [value for _, value in self.labelled_coefficients()]
 
-    @property
-    def program(self) -> list[int]:
-        """The row's structure as integers, as ops and kernels take it (see ``docs/row-format.md``).
-
-        ``[columns, draws, network | -1, D terms | -1, clamp?, scale?, *D columns, outputs, *each]`` where each
-        output is ``[base | -1, terms, *columns, noises, *references]``. In terms, index ``columns`` is D. A
-        noise reference ``r >= 0`` is a draw, ``r < 0`` is column ``-1 - r``.
-        """
-        index = {name: i for i, name in enumerate((*self.columns, DERIVED))}
+    @cached_property
+    def program(self) -> Program:
+        """The row's structure, as ops and kernels take it (see ``docs/row-format.md``)."""
+        index = {name: i for i, name in enumerate(self.columns)}
+        index |= {f"w{i}": len(self.columns) + i for i in range(len(self.outputs))}
         reference = {name: -1 - i for i, name in enumerate(self.columns)}
         reference |= {name: i for i, (name, _) in enumerate(self.draws)}
-        head = [len(self.columns), len(self.draws), -1 if self.network is None else self.network]
-        d = self.derived
-        if d is None:
-            head += [-1, 0, 0]
-        else:
-            head += [len(d.terms), int(d.bound is not None), int(d.scale is not None)]
-            head += [index[name] for name, _ in d.terms]
-        head.append(len(self.outputs))
-        for output in self.outputs:
-            head += [-1 if output.base is None else index[output.base]]
-            head += [len(output.terms), *(index[name] for name, _ in output.terms)]
-            head += [len(output.noise), *(reference[name] for name, _ in output.noise)]
-        return head
+        formulas = (
+            Formula(
+                None if output.base is None else index[output.base],
+                tuple(index[name] for name, _ in output.terms),
+                tuple(reference[name] for name, _ in output.noise),
+                output.bound is not None,
+                output.scale is not None,
+            )
+            for output in self.outputs
+        )
+        return Program(len(self.columns), tuple(formulas), len(self.draws), self.network)
 
     def bound(
         self,
@@ -203,13 +221,18 @@ class Row:
             dtype: the state type, ``"float32"`` or ``"float64"``.
             rounded_coefficients: count the coefficients' own rounding too, so that the bound is against exact
                 mathematics; otherwise it is against the same row in exact arithmetic.
+
+        Raises:
+            PlanError: a coefficient is known only when the row runs.
         """
         u, tiny = UNIT_ROUNDOFF[dtype], SMALLEST[dtype]
         known = {name: Bound(size, 0.0) for name, size in magnitude.items()}
+        if any(isinstance(c, Affine) for c in self.coefficients):
+            raise PlanError("the row has coefficients that are known only when it runs: no bound can be had before")
 
-        def product(name: str, c: float) -> Bound:
-            size, carried = abs(c) * known[name].magnitude, abs(c) * known[name].error
-            carried += (u * size + tiny * known[name].magnitude) if rounded_coefficients else 0.0
+        def product(source: Bound, c: float) -> Bound:
+            size, carried = abs(c) * source.magnitude, abs(c) * source.error
+            carried += (u * size + tiny * source.magnitude) if rounded_coefficients else 0.0
             return Bound(size, carried + (size + carried) * u + tiny)
 
         def accumulate(parts: list[Bound]) -> Bound:
@@ -219,16 +242,15 @@ class Row:
                 total = Bound(size, carried + (size + carried) * u if i else carried)
             return total
 
-        if self.derived:
-            d = accumulate([product(name, c) for name, c in self.derived.terms])
-            if self.derived.bound is not None:
-                d = Bound(min(d.magnitude, self.derived.bound), d.error + u * abs(self.derived.bound))
-            known[DERIVED] = d
-            if self.derived.scale is not None:
-                known[DERIVED] = product(DERIVED, self.derived.scale)
         bounds = []
-        for output in self.outputs:
-            parts = [accumulate([product(name, c) for name, c in output.terms])] if output.terms else []
+        for i, output in enumerate(self.outputs):
+            parts = [accumulate([product(known[name], c) for name, c in output.terms])] if output.terms else []
             parts += [known[output.base]] if output.base is not None else []
-            bounds.append(accumulate([*parts, *(product(name, c) for name, c in output.noise)]))
+            w = accumulate([*parts, *(product(known[name], c) for name, c in output.noise)])
+            if output.bound is not None:
+                w = Bound(min(w.magnitude, output.bound), w.error + u * abs(output.bound))
+            if output.scale is not None:
+                w = product(w, output.scale)
+            known[f"w{i}"] = w
+            bounds.append(w)
         return bounds

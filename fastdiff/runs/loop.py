@@ -55,7 +55,7 @@ def bind(
     branches: tuple[str, ...] = ()
     for row, (coef, draws, program) in zip(plan.rows, tables, strict=True):
         loop.add_row(
-            program=program,
+            program=program.integers,
             coef=(coef.data_ptr(), 0),
             draws=(draws.data_ptr(), 0),
             sources=[_source(name, branches, held) for name in row.columns],

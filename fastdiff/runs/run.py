@@ -13,6 +13,7 @@ from fastdiff.backends import registry
 from fastdiff.backends.registry import use_backend
 from fastdiff.errors import BackendError, InputError, NetworkError
 from fastdiff.plans.plan import Plan
+from fastdiff.rows.call import Call
 from fastdiff.rows.dtypes import MEMORY_FORMATS, NETWORK_TYPES, STATE
 from fastdiff.rows.layout import layout
 from fastdiff.rows.row import NETWORK_PREFIX, NOISE_PREFIX, Row
@@ -140,7 +141,9 @@ class Run:
             columns = [self._buffers.get(name) for name in row.columns]
             network = [name for name, column in zip(row.columns, columns, strict=True) if column is None]
             chosen = [branches.index(name.removeprefix(NETWORK_PREFIX)) for name in network]
-            launch = self._backend.prepared(columns, coef, self.seeds, draws, program, *self._outputs(row))
+            stores, z = self._outputs(row)
+            call = Call(columns, coef, program, self.seeds, draws, None, stores, z)
+            launch = self._backend.prepared(call)
             launches.append((launch, chosen))
             branches = row.branches
         return launches

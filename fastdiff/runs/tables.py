@@ -7,9 +7,10 @@ from torch import Tensor
 
 from fastdiff.plans.plan import Plan
 from fastdiff.rows.dtypes import STATE
+from fastdiff.rows.program import Program
 from fastdiff.rows.transfer import on_device, staged
 
-Table = tuple[Tensor, Tensor, list[int]]
+Table = tuple[Tensor, Tensor, Program]
 """Of one row: coefficients ``[1, K]``, draws ``[1, N, 4]`` and program."""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,10 @@ from torch import Tensor
 from fastdiff import ops
 from fastdiff.backends.registry import Stage, use_backend
 from fastdiff.maths.draw import Draw
+from fastdiff.rows.call import Call
 from fastdiff.rows.dtypes import NETWORK_TYPES
 from fastdiff.rows.layout import CHANNELS_LAST, ROW_MAJOR
-from fastdiff.rows.row import DERIVED, Derived, Output, Row, Terms
+from fastdiff.rows.row import Output, Row, Terms
 
 SIZES = (0, 1, 2, 3, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025, 4095, 4096, 4097)
 BIG_SIZES = (2**20 - 1, 2**20, 2**20 + 1)
@@ -120,7 +121,7 @@ class Case:
             with use_backend(backend):
                 ops.stage(reads, self.coef, self.row.program, stores=stores, z=z, **tables)
         else:
-            backend(reads, self.coef, self.present, self.seeds, self.draws, self.row.program, stores, z)
+            backend(Call(reads, self.coef, self.row.program, self.seeds, self.draws, self.present, stores, z))
         in_place = {store for store in (*self.stores, self.z) if isinstance(store, str)}
         for name, (values, _) in zip(self.row.columns, self.columns, strict=True):
             if name not in in_place and not same_bits(columns[name].view, values):
@@ -138,7 +139,7 @@ class Case:
         return (
             f"fastdiff.testing.rows.random_case({self.seed}{self.options}): shape {tuple(self.shape)}, "
             f"coef {tuple(self.coef.shape)} {self.coef.dtype}, columns [{dtypes}] at {places}, {presence}, "
-            f"program {self.row.program}, copies {self.row.copies}, stores {self.stores}, z {self.z}"
+            f"program {self.row.program.integers}, copies {self.row.copies}, stores {self.stores}, z {self.z}"
         )
 
 
@@ -196,7 +197,7 @@ def random_case(
 
 
 def random_row(rng: np.random.Generator, state: str = "float32", wild: bool = True) -> Row:
-    """A valid row with 0 to 8 columns, 1 to 4 outputs and 0 to 4 draws."""
+    """A valid row with 0 to 8 columns, 1 to 6 outputs, some of which read earlier ones, and 0 to 4 draws."""
     columns = tuple(f"c{i}" for i in range(rng.integers(0, 9)))
     draws = tuple((f"xi{i}", Draw(1, i)) for i in range(rng.integers(0, 5)))
 
@@ -204,23 +205,22 @@ def random_row(rng: np.random.Generator, state: str = "float32", wild: bool = Tr
         count = int(rng.integers(0, most + 1)) if names else 0
         return tuple((names[rng.integers(len(names))], _coefficient(rng, state, wild)) for _ in range(count))
 
-    derived = None
-    if rng.random() < 0.5:
-        bound = abs(_coefficient(rng, state, wild)) if rng.random() < 0.6 else None
-        scale = _coefficient(rng, state, wild) if rng.random() < 0.6 else None
-        derived = Derived(terms(columns, 5), bound, scale)
-    sources = (*columns, DERIVED) if derived else columns
     noises = (*(name for name, _ in draws), *columns[-2:])
-    count = int(rng.integers(1, 5))
+    count = int(rng.choice([1, 1, 2, 2, 3, 3, 4, 5, 6]))
     network = int(rng.integers(count)) if rng.random() < 0.6 else None
-    outputs = []
+    outputs, sources = [], columns
     for i in range(count):
-        base = columns[rng.integers(len(columns))] if columns and rng.random() < 0.5 else None
-        stored = (not columns and i == 0) or rng.random() < 0.8
-        outputs.append(Output(base, terms(sources, 6), terms(noises, 3), f"w{i}" if stored else None))
+        base = sources[rng.integers(len(sources))] if sources and rng.random() < 0.5 else None
+        stored = (not columns and i == 0) or rng.random() < 0.7
+        bound = abs(_coefficient(rng, state, wild)) if rng.random() < 0.25 else None
+        scale = _coefficient(rng, state, wild) if rng.random() < 0.2 else None
+        store = f"b{i}" if stored else None
+        outputs.append(Output(base, terms(sources, 5), terms(noises, 2), store, bound, scale))
+        if rng.random() < 0.6:
+            sources = (*sources, f"w{i}")
     copies = int(rng.choice([1, 2, 3]))
     c_in = _coefficient(rng, state, wild)
-    return Row(columns, tuple(outputs), draws, derived, network, c_in, copies if network is not None else 1)
+    return Row(columns, tuple(outputs), draws, network, c_in, copies if network is not None else 1)
 
 
 def run_on(device: torch.device | str, backend: str) -> Stage:
@@ -233,16 +233,7 @@ def run_on(device: torch.device | str, backend: str) -> Stage:
         backend: its name.
     """
 
-    def stage(
-        columns: Sequence[Tensor],
-        coef: Tensor,
-        present: Tensor | None,
-        seeds: Tensor | None,
-        draws: Tensor | None,
-        program: Sequence[int],
-        stores: Sequence[Tensor | None],
-        z: Tensor | None,
-    ) -> None:
+    def stage(call: Call) -> None:
         moved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
         def there(tensor: Tensor | None) -> Any:
@@ -257,10 +248,11 @@ def run_on(device: torch.device | str, backend: str) -> Stage:
             _, copy = moved[storage.data_ptr()]
             return empty.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
 
-        tables = {"present": there(present), "seeds": there(seeds), "draws": there(draws)}
-        reads, stored = [there(column) for column in columns], [there(store) for store in stores]
+        names = ("present", "seeds", "draws", "z")
+        tables = {name: there(getattr(call, name)) for name in names}
+        reads, stored = [there(column) for column in call.columns], [there(store) for store in call.stores]
         with use_backend(backend):
-            ops.stage(reads, there(coef), program, stores=stored, z=there(z), **tables)
+            ops.stage(reads, there(call.coef), call.program, stores=stored, **tables)
         for storage, copy in moved.values():
             storage.copy_(copy)
 
