@@ -12,24 +12,16 @@ class ProgramReader {
   // Null when the program is sound, else what is wrong with it.
   const char* read(Program& p) {
     p = Program{};
-    int64_t head[6];
+    int64_t head[4];
     for (int64_t& value : head) value = take();
     if (head[0] < 0 || head[0] > kMaxColumns) return "it reads more than 16 columns, or fewer than none";
     if (head[1] < 0 || head[1] > kMaxDraws) return "it has more than 32 draws, or fewer than none";
-    if (head[3] > kMaxCoefficients) return kTooMany;
+    if (head[3] < 0 || head[3] > kMaxOutputs) return "it has more than 6 outputs, or fewer than none";
     p.columns = (int8_t)head[0];
     p.draws = (int8_t)head[1];
-    p.d_terms = (int8_t)(head[3] < 0 ? -1 : head[3]);
-    p.d_bound = p.d_scale = p.c_in = -1;
-    if (p.d_terms < 0 && (head[4] || head[5]))
-      return "it clamps or scales a derived column that it does not have";
-    read_terms(p, head[3] < 0 ? 0 : head[3], p.columns);
-    if (head[4]) p.d_bound = (int8_t)coefficient(p, 0);
-    if (head[5]) p.d_scale = (int8_t)coefficient(p, 0);
-    const int64_t outputs = take();
-    if (outputs < 0 || outputs > kMaxOutputs) return "it has more than 4 outputs, or fewer than none";
-    p.outputs = (int8_t)outputs;
-    for (int o = 0; o < p.outputs && !problem_; ++o) read_output(p, p.output[o]);
+    p.c_in = -1;
+    // An output reads the outputs before it, which are those that are counted so far.
+    for (int64_t o = 0; o < head[3] && !problem_; ++o, ++p.outputs) read_output(p, p.output[o]);
     if (problem_) return problem_;
     if (head[2] >= p.outputs) return "its network input is an output that it does not have";
     p.network = (int8_t)(head[2] < 0 ? -1 : head[2]);
@@ -40,7 +32,7 @@ class ProgramReader {
 
  private:
   static constexpr const char* kTooMany = "it has more than 64 coefficients";
-  static constexpr const char* kNoSource = "it names a column or draw that it does not have";
+  static constexpr const char* kNoSource = "it names a column, draw or earlier output that it does not have";
 
   int64_t take() {
     if (next_ < end_) return *next_++;
@@ -61,31 +53,35 @@ class ProgramReader {
     return p.coefficients++;
   }
 
-  // Terms name columns below `columns`; that index itself is the derived column where there is one.
-  int64_t read_terms(Program& p, int64_t count, int64_t last) {
-    if (count < 0 || count > kMaxCoefficients) fail(count < 0 ? "it counts below zero" : kTooMany);
-    for (int64_t i = 0; i < count && !problem_; ++i) {
-      const int64_t s = take();
-      if (s < 0 || s >= last) fail(kNoSource);
-      coefficient(p, s == p.columns ? kDerived : (int)s);
-    }
-    return count;
+  // Columns come first, then the outputs so far.
+  int source(const Program& p, int64_t s) {
+    if (s < 0 || s >= p.columns + p.outputs) fail(kNoSource);
+    return (int)(s < p.columns ? s : kFirstOutput + s - p.columns);
+  }
+
+  int64_t count() {
+    const int64_t many = take();
+    if (many < 0 || many > kMaxCoefficients) fail(many < 0 ? "it counts below zero" : kTooMany);
+    return many;
   }
 
   void read_output(Program& p, Output& out) {
     const int64_t base = take();
-    if (base >= p.columns) fail(kNoSource);
-    out.base = (int8_t)(base < 0 ? -1 : base);
+    out.base = (int8_t)(base < 0 ? -1 : source(p, base));
     out.first = p.coefficients;
-    out.terms = (uint8_t)read_terms(p, take(), p.columns + (p.d_terms >= 0));
-    const int64_t noises = take();
-    if (noises < 0 || noises > kMaxCoefficients) fail(noises < 0 ? "it counts below zero" : kTooMany);
+    const int64_t terms = count();
+    for (int64_t i = 0; i < terms && !problem_; ++i) coefficient(p, source(p, take()));
+    const int64_t noises = count();
     for (int64_t i = 0; i < noises && !problem_; ++i) {
       const int64_t r = take();
       if (r >= p.draws || r < -p.columns) fail(kNoSource);
       coefficient(p, r >= 0 ? kFirstDraw + (int)r : (int)(-1 - r));
     }
+    out.terms = (uint8_t)terms;
     out.noises = (uint8_t)noises;
+    const bool clamps = take() != 0, scales = take() != 0;
+    out.bound = (int8_t)(clamps ? coefficient(p, 0) : -1);
+    out.scale = (int8_t)(scales ? coefficient(p, 0) : -1);
   }
 
   const int64_t* next_;

@@ -11,9 +11,10 @@ namespace fastdiff {
 
 enum DType : int32_t { kFloat64, kFloat32, kBFloat16, kFloat16, kDTypes };
 
-constexpr int kMaxColumns = 16, kMaxOutputs = 4, kMaxDraws = 32, kMaxCoefficients = 64;
-// Where a term comes from: a column, the derived column, or a draw.
-constexpr int kDerived = kMaxColumns, kFirstDraw = kDerived + 1, kSources = kFirstDraw + kMaxDraws;
+constexpr int kMaxColumns = 16, kMaxOutputs = 6, kMaxDraws = 32, kMaxCoefficients = 64;
+// Where a term comes from: a column, an earlier output, or a draw.
+constexpr int kFirstOutput = kMaxColumns, kFirstDraw = kFirstOutput + kMaxOutputs,
+              kSources = kFirstDraw + kMaxDraws;
 // Element indices fill the counter's 42 bits and no more.
 constexpr int64_t kMaxElements = (int64_t)1 << 42;
 
@@ -26,15 +27,18 @@ struct Buffer {
   int32_t dtype;
 };
 
-// One combination: `terms` coefficients from `first` on, then `noises` more; base is a column, or -1.
+// One combination: `terms` coefficients from `first` on, then `noises` more; then it is clamped by
+// coefficient `bound` and multiplied by coefficient `scale`, unless these are -1. base is a column or an
+// earlier output, or -1.
 struct Output {
   int8_t base;
   uint8_t first, terms, noises;
+  int8_t bound, scale;
 };
 
 // A row's structure, decoded. source[k] is what coefficient k multiplies.
 struct Program {
-  int8_t columns, draws, network, d_terms, d_bound, d_scale, outputs, c_in;
+  int8_t columns, draws, network, outputs, c_in;
   uint8_t coefficients;
   uint8_t source[kMaxCoefficients];
   Output output[kMaxOutputs];
@@ -167,12 +171,12 @@ FD_HD T clamp(T value, T bound) {
   return value > bound ? bound : value < -bound ? -bound : value;
 }
 
-// The value of the element at place i of sample b for source s; D is source kDerived.
+// The value of the element at place i of sample b for source s; `made` are the outputs before this one.
 template <class T>
-FD_HD T source_value(const StageArgs& a, const SampleArgs<T>& sample, int64_t b, int64_t i, T derived,
+FD_HD T source_value(const StageArgs& a, const SampleArgs<T>& sample, int64_t b, int64_t i, const T* made,
                      int s) {
-  if (s == kDerived) return derived;
-  if (s < kDerived) {
+  if (s >= kFirstOutput && s < kFirstDraw) return made[s - kFirstOutput];
+  if (s < kFirstOutput) {
     const Buffer& column = a.column[s];
     return load_as<T>(column.data, column.dtype, b * column.batch_stride + i);
   }
@@ -187,29 +191,24 @@ template <class T>
 FD_HD void stage_element(const StageArgs& a, int64_t b, int64_t i) {
   const Program& p = a.program;
   const SampleArgs<T> sample = sample_args<T>(a, b);
-  T derived = T(0), value[kMaxOutputs];
+  T value[kMaxOutputs];
   auto accumulate = [&](Sum<T>& sum, int first, int count) {
     for (int k = first; k < first + count; ++k) {
       if (!is_present(sample.present, k)) continue;
-      sum.add(mul(sample.coef[k], source_value(a, sample, b, i, derived, p.source[k])));
+      sum.add(mul(sample.coef[k], source_value(a, sample, b, i, value, p.source[k])));
     }
   };
-  if (p.d_terms >= 0) {
-    Sum<T> sum = {T(0), false};
-    accumulate(sum, 0, p.d_terms);
-    derived = sum.total;
-    if (p.d_bound >= 0 && is_present(sample.present, p.d_bound))
-      derived = clamp(derived, sample.coef[p.d_bound]);
-    if (p.d_scale >= 0 && is_present(sample.present, p.d_scale))
-      derived = mul(sample.coef[p.d_scale], derived);
-  }
   for (int o = 0; o < p.outputs; ++o) {
     const Output& out = p.output[o];
     Sum<T> sum = {T(0), false};
     accumulate(sum, out.first, out.terms);
-    if (out.base >= 0) sum.add(source_value(a, sample, b, i, derived, out.base));
+    if (out.base >= 0) sum.add(source_value(a, sample, b, i, value, out.base));
     accumulate(sum, out.first + out.terms, out.noises);
     value[o] = sum.total;
+    if (out.bound >= 0 && is_present(sample.present, out.bound))
+      value[o] = clamp(value[o], sample.coef[out.bound]);
+    if (out.scale >= 0 && is_present(sample.present, out.scale))
+      value[o] = mul(sample.coef[out.scale], value[o]);
   }
   for (int o = 0; o < p.outputs; ++o) {
     const Buffer& store = a.store[o];
