@@ -19,7 +19,7 @@ from fastdiff.plans.compiler import Compiler, Stage
 from fastdiff.plans.emit import emit
 from fastdiff.plans.explain import explain
 from fastdiff.rows.program import Program
-from fastdiff.rows.row import NETWORK_PREFIX, NOISE_PREFIX, Bound, Row
+from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Bound, Row
 from fastdiff.solvers.solver import Solver, named_solver
 from fastdiff.solvers.trace import Ode
 
@@ -28,10 +28,10 @@ DTYPES = ("float32", "float64")
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows ready to run: row 0 draws the first noise, row k follows network evaluation k - 1.
+    """Rows ready to run: row 0 draws the first noise, and every later row follows a network evaluation or a call.
 
     Args:
-        rows: one per network evaluation, and one before the first.
+        rows: one per network evaluation or call of the caller's function, and one before the first.
         dtype: the state type, ``"float32"`` or ``"float64"``.
         description: the settings it was made from, for people.
         batched: whether guided evaluations are one network call on inputs stacked ``[cond; uncond]``.
@@ -50,8 +50,10 @@ class Plan:
         if not self.rows:
             raise PlanError("a plan needs at least one row")
         for k, row in enumerate(self.rows):
-            if (row.network is None) != (k == len(self.rows) - 1):
-                raise PlanError(f"row {k} of {len(self.rows)}: all rows but the last feed the network, and only they")
+            if (row.network is None and row.call is None) != (k == len(self.rows) - 1):
+                raise PlanError(
+                    f"row {k} of {len(self.rows)}: all rows but the last feed the network or a call, and only they"
+                )
         self._check_columns()
         if all(output.store is None for output in self.rows[-1].outputs):
             raise PlanError("the last row must store the result: the first output that it stores")
@@ -59,24 +61,42 @@ class Plan:
     def _check_columns(self) -> None:
         """Every column must be there when it is read."""
         stored: set[str | None] = set()
-        branches: tuple[str, ...] = ()
+        fresh: set[str] = set()
         for k, row in enumerate(self.rows):
             for name in row.columns:
-                if name.startswith(NOISE_PREFIX) and self.caller_noise:
+                if name.startswith(GIVEN_PREFIX) or (name.startswith(NOISE_PREFIX) and self.caller_noise):
                     continue
-                if name in stored or name in (NETWORK_PREFIX + branch for branch in branches):
-                    continue
-                raise PlanError(
-                    f"row {k} reads {name!r}, which no earlier row has stored and which is no network output; there "
-                    f"are {sorted(filter(None, stored))} and {[NETWORK_PREFIX + b for b in branches]}"
-                )
+                if name not in stored and name not in fresh:
+                    raise PlanError(
+                        f"row {k} reads {name!r}, which no earlier row has stored and which is no network output; "
+                        f"there are {sorted(filter(None, stored))} and {sorted(fresh)}"
+                    )
             stored |= {output.store for output in row.outputs}
-            branches = row.branches
+            fresh = {NETWORK_PREFIX + branch for branch in row.branches} if row.network is not None else set()
+            if row.call is not None:
+                name, arguments = row.call
+                if missing := [argument for argument in arguments if argument not in stored]:
+                    raise PlanError(f"row {k} calls {name!r} with {missing}, which no row has stored")
+                fresh = {CALLED_PREFIX + name}
 
     @property
     def evaluations(self) -> int:
         """Number of network evaluations (a guided pair counts once)."""
-        return len(self.rows) - 1
+        return sum(row.network is not None for row in self.rows)
+
+    @cached_property
+    def given(self) -> tuple[str, ...]:
+        """Names of the tensors that the caller gives to a run."""
+        return self._named(GIVEN_PREFIX)
+
+    @cached_property
+    def calls(self) -> tuple[str, ...]:
+        """Names of the functions that the caller gives to a run."""
+        return tuple(dict.fromkeys(row.call[0] for row in self.rows if row.call is not None))
+
+    def _named(self, prefix: str) -> tuple[str, ...]:
+        names = (name for row in self.rows for name in row.columns if name.startswith(prefix))
+        return tuple(dict.fromkeys(name.removeprefix(prefix) for name in names))
 
     @cached_property
     def buffers(self) -> tuple[str, ...]:
@@ -96,7 +116,15 @@ class Plan:
     def structure(self) -> tuple[Any, ...]:
         """All but the numbers: plans of one structure make the same launches, with other coefficients and draws."""
         rows = (
-            (row.columns, row.program, tuple(o.store for o in row.outputs), row.copies, row.branches)
+            (
+                row.columns,
+                row.program,
+                tuple(o.store for o in row.outputs),
+                row.copies,
+                row.branches,
+                row.gram,
+                row.call,
+            )
             for row in self.rows
         )
         return self.dtype, self.batched, self.caller_noise, tuple(rows)

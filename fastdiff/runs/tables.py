@@ -48,4 +48,4 @@ def _values(plan: Plan) -> tuple[list[float], list[int], list[float]]:
     """All coefficients, all words of all draws, and c_noise of all evaluations, in the order of the rows."""
     coefficients = [c for _, row, _ in plan.encoded for c in row]
     words = [word for _, _, draws in plan.encoded for draw in draws for word in draw]
-    return coefficients, words, [row.c_noise for row in plan.rows[:-1]]
+    return coefficients, words, [row.c_noise for row in plan.rows if row.network is not None]
