@@ -1,4 +1,10 @@
-"""Guidance: how the outputs of several network branches combine into one prediction.
+"""Guidance: which branches of the network are evaluated, and how their denoised predictions combine into one.
+
+Anything with these two methods guides; the names of branches are free, and ``Run`` hands them to whoever calls the
+network:
+
+    branches(sigma) -> ("cond", "uncond")
+    combine(sigma, {"cond": D_cond, "uncond": D_uncond}) -> D
 
 Classifier-free guidance (Ho and Salimans, 2022) in the convention of score composition:
 ``F = gamma F_cond + (1 - gamma) F_uncond``; gamma 0 is unconditional, 1 conditional, above 1 guided. It acts on the
@@ -7,13 +13,26 @@ raw network outputs, which is the same as acting on D, epsilon or the score, bec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.real import Real, mp, not_negative, real
 
 COND, UNCOND = "cond", "uncond"
+
+
+class Guide(Protocol):
+    """What guides: see the module."""
+
+    def branches(self, sigma: Real) -> tuple[str, ...]:
+        """What must be evaluated at this noise level (data units), in order."""
+        ...
+
+    def combine(self, sigma: Real, denoised: Mapping[str, Any]) -> Any:
+        """The guided D from that of each branch; vectors are added, scaled and multiplied by scalars."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,8 +64,19 @@ class Guidance:
             if not_negative(low, "interval low") > real(_finite(high), "interval high"):
                 raise PlanError(f"guidance interval is ({low}, {high}); low must not exceed high")
 
-    def weights(self, sigma: Real) -> dict[str, Real]:
-        """Branches that must be evaluated at this noise level, with their weights, which sum to 1."""
+    def branches(self, sigma: Real) -> tuple[str, ...]:
+        """What must be evaluated at this noise level, in the order in which it is stacked or called."""
+        return tuple(self._weights(sigma))
+
+    def combine(self, sigma: Real, denoised: Mapping[str, Any]) -> Any:
+        """The guided D from that of each branch (vectors, or whatever can be added and scaled)."""
+        terms = [
+            denoised[name] if weight == 1 else denoised[name] * weight for name, weight in self._weights(sigma).items()
+        ]
+        return sum(terms[1:], terms[0])
+
+    def _weights(self, sigma: Real) -> dict[str, Real]:
+        """Branches with their weights, which sum to 1."""
         gamma = real(self.scale, "guidance scale")
         if self.interval is not None and not self.interval[0] <= float(sigma) <= self.interval[1]:
             gamma = mp.one

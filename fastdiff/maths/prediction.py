@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.real import LOCK, Real, mp, positive
+from fastdiff.maths.registry import Registry
 from fastdiff.maths.schedule import Function, iddpm_sigmas, vp_path
 
 
@@ -136,22 +137,12 @@ def flow(c_noise: str = "flow") -> Prediction:
 
 def named_prediction(name: str) -> Prediction:
     """A prediction with its default settings, by name."""
-    if name not in PREDICTIONS:
-        raise PlanError(f"prediction is {name!r}; known names are {', '.join(PREDICTIONS)}, or pass a Prediction")
-    return PREDICTIONS[name]()
+    return PREDICTIONS.named(name)()
 
 
-PREDICTIONS: dict[str, Callable[[], Prediction]] = {
-    "edm": edm,
-    "vp": vp,
-    "ve": ve,
-    "iddpm": iddpm,
-    "epsilon": epsilon,
-    "x0": x0,
-    "v": v,
-    "score": score,
-    "flow": flow,
-}
+PREDICTIONS: Registry[Callable[[], Prediction]] = Registry("prediction")
+for _make in (edm, vp, ve, iddpm, epsilon, x0, v, score, flow):
+    PREDICTIONS.add(_make.__name__, _make)
 
 
 def conversion(source: Prediction, target: Prediction, sigma: Real) -> tuple[Real, Real]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.real import LOCK, Real, count, expm1, log1p, mp, not_negative, positive, real
+from fastdiff.maths.registry import Registry
 
 Function = Callable[[Real], Real]
 Levels = Callable[[int], list[Real]]
@@ -195,17 +196,14 @@ class Schedule:
 
 def named_schedule(name: str) -> Schedule:
     """A schedule of EDM's table 1 by name: ``"edm"``, ``"vp"``, ``"ve"`` or ``"iddpm"``."""
-    if name not in SCHEDULES:
-        raise PlanError(f"schedule is {name!r}; known names are {', '.join(SCHEDULES)}, or pass a Schedule")
-    return SCHEDULES[name]()
+    return SCHEDULES.named(name)()
 
 
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "edm": lambda: Schedule(edm_levels(), linear_path(), "edm"),
-    "vp": lambda: Schedule(vp_levels(), vp_path(), "vp"),
-    "ve": lambda: Schedule(ve_levels(), ve_path(), "ve"),
-    "iddpm": lambda: Schedule(iddpm_levels(), linear_path(), "iddpm"),
-}
+SCHEDULES: Registry[Callable[[], Schedule]] = Registry("schedule")
+SCHEDULES.add("edm", lambda: Schedule(edm_levels(), linear_path(), "edm"))
+SCHEDULES.add("vp", lambda: Schedule(vp_levels(), vp_path(), "vp"))
+SCHEDULES.add("ve", lambda: Schedule(ve_levels(), ve_path(), "ve"))
+SCHEDULES.add("iddpm", lambda: Schedule(iddpm_levels(), linear_path(), "iddpm"))
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:

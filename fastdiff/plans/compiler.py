@@ -1,7 +1,7 @@
 """From a traced solver to stages: which vectors are carried between launches, and what each launch computes.
 
-Stage ``k`` runs after network evaluation ``k - 1`` and before evaluation ``k``; stage 0 only draws the first noise.
-Between stages a set of vectors is *carried* in buffers. Two sets are always possible:
+Stage ``k`` runs after event ``k - 1`` (a network evaluation or a call) and before event ``k``; stage 0 only draws the
+first noise. Between stages a set of vectors is *carried* in buffers. Two sets are always possible:
 
 * the solver's own variables that later stages refer to (the *natural* history), and
 * *partial sums*: for every vector that the next stage must produce, the part of it that is known already.
@@ -13,12 +13,15 @@ single tensor. The set that moves fewer tensors is carried; a tie goes to the na
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from fastdiff.maths.vector import Combination, Symbol
-from fastdiff.solvers.trace import Definition, Evaluation, Ode
+from fastdiff.errors import PlanError
+from fastdiff.maths.vector import Atom, Combination, Symbol, Vector
+from fastdiff.solvers.trace import Definition, Event, Trace
 
-ORDER = {"x": 0, "sum": 1, "let": 2, "D": 3}
+ORDER = {"x": 0, "sum": 1, "let": 2, "W": 3, "D": 4}
+FRESH = ("F", "out", "xi", "given", "one")
+"""What a stage can read without its being carried."""
 
 
 @dataclass
@@ -29,109 +32,155 @@ class Stage:
         read: vectors carried in from the previous stage.
         carried: vectors that must be in buffers afterwards.
         recipes: each new vector, the next network input among them, as a combination of what is readable:
-            carried vectors, outputs of the last evaluation, draws, and D if it is clipped.
-        clipped: the symbol of the last evaluation's D and its definition, if it is clipped.
-        after: the evaluation whose outputs can be read, None in the first stage.
-        before: the evaluation that follows, None in the last stage.
+            carried vectors, outputs of the last event, draws, given tensors, and ``inner`` vectors.
+        after: the event whose outputs can be read, None in the first stage.
+        before: the event that follows, None in the last stage.
+        inner: vectors that are made first, because several recipes use them or because they are clamped.
+        dots: of every atom that coefficients need, the combinations of its vectors; arguments come first.
     """
 
     read: list[Symbol]
     carried: list[Symbol]
     recipes: dict[Symbol, Combination]
-    clipped: tuple[Symbol, Definition] | None
-    after: Evaluation | None
-    before: Evaluation | None
+    after: Event | None
+    before: Event | None
+    inner: dict[Symbol, Definition] = field(default_factory=dict)
+    dots: dict[Atom, tuple[Combination, ...]] = field(default_factory=dict)
 
 
 class Compiler:
     """Decides what is carried, from the last stage back to the first.
 
     Args:
-        ode: the trace, after the solver ran on it.
+        trace: after the solver ran on it.
         result: the variable that is returned.
         partial_sums: allow carried sets other than the natural ones.
+        visible: keep every network input in a buffer.
     """
 
-    def __init__(self, ode: Ode, result: Symbol, partial_sums: bool = True) -> None:
-        self._ode, self._result, self._partial_sums = ode, result, partial_sums
-        self._definitions = dict(ode.variables)
+    def __init__(self, trace: Trace, result: Symbol, partial_sums: bool = True, visible: bool = False) -> None:
+        self._trace, self._result, self._partial_sums, self._visible = trace, result, partial_sums, visible
+        self._definitions = dict(trace.variables)
         self._births: dict[Symbol, int] = {}
         # In the order of their definition, so that births of what they refer to are known.
-        for symbol, known in ode.variables.items():
+        for symbol, known in trace.variables.items():
+            # What is remembered is remembered as of then, else draws that are stored would be stored from the start.
+            own = known.after if symbol.kind in ("let", "W") else 0
             if symbol.kind != "D":
-                self._births[symbol] = max((self._birth(s) for s in known.combination), default=0)
+                self._births[symbol] = max([own, *(self._birth(s) for s in known.combination)])
 
     def stages(self, denoised: bool = False) -> list[Stage]:
-        """The stages in order; with ``denoised`` also D of each evaluation whose input is at hand."""
-        evaluations = self._ode.evaluations
+        """The stages in order; with ``denoised`` also D of each evaluation whose input is at hand.
+
+        Raises:
+            PlanError: a scalar needs what is there only after the launch.
+        """
+        events = self._trace.events
         carried = [self._result]
         stages: list[Stage] = []
-        for k in range(len(evaluations), -1, -1):
-            before = evaluations[k] if k < len(evaluations) else None
-            recipes = self._recipes(carried, before, k)
-            clipped = self._clipped(k - 1) if k else None
-            read, recipes = self._choose(carried, recipes, clipped, k) if k else ([], recipes)
-            after = evaluations[k - 1] if k else None
-            if denoised and after is not None:
-                recipes |= self._observed(k - 1, read)
-            stages.append(Stage(read, carried, recipes, clipped, after, before))
-            carried = read
+        for k in range(len(events), -1, -1):
+            before = events[k] if k < len(events) else None
+            held = list(carried)
+            if before is not None and before.call is not None:
+                held += [symbol for symbol in dict.fromkeys(before.call[1]) if symbol not in held]
+            if self._visible and before is not None and before.x is not None and before.x not in held:
+                held = [before.x, *held]
+            stage = self._stage(held, before, k)
+            if denoised and stage.after is not None and stage.after.x is not None:
+                stage.recipes |= self._observed(k - 1, stage)
+            stages.append(stage)
+            carried = stage.read
         return stages[::-1]
 
     def _birth(self, symbol: Symbol) -> int:
         """The stage at which a symbol can first be computed; a draw can be made at any stage."""
-        if symbol.kind == "xi":
+        if symbol.kind in ("xi", "given", "one"):
             return 0
-        if symbol.kind in ("F", "D"):
+        if symbol.kind in ("F", "D", "out"):
             return symbol.index + 1
         return self._births[symbol]
 
     def _is_past(self, symbol: Symbol, k: int) -> bool:
-        return symbol.kind not in ("F", "xi") and self._birth(symbol) < k
+        return symbol.kind not in FRESH and self._birth(symbol) < k
 
-    def _recipes(self, carried: list[Symbol], before: Evaluation | None, k: int) -> dict[Symbol, Combination]:
-        """The vectors that stage k makes, in terms of older variables, network outputs, draws and a clipped D."""
+    def _stage(self, carried: list[Symbol], before: Event | None, k: int) -> Stage:
+        """Stage k: its new vectors in terms of older variables, event outputs, draws and inner vectors."""
 
         def definition(symbol: Symbol) -> Combination | None:
             if symbol not in self._definitions or self._is_past(symbol, k):
                 return None
             known = self._definitions[symbol]
-            return known.combination if known.clip is None else None
+            return known.combination if known.clip is None and symbol.kind != "W" else None
 
         targets = [s for s in carried if not self._is_past(s, k)]
-        if before is not None and before.x not in targets:
+        if before is not None and before.x is not None and before.x not in targets:
             targets.append(before.x)
         replaced: dict[Symbol, Combination | None] = {}
-        return {target: Combination.of(target).replace(definition, replaced) for target in targets}
+        recipes = {target: Combination.of(target).replace(definition, replaced) for target in targets}
+        # The clamped D of the event just over is made whether or not anything uses it: it is what an observer sees.
+        inner = [Symbol("D", k - 1)] if k and self._is_clipped(Symbol("D", k - 1)) else []
+        inner += sorted({s for recipe in recipes.values() for s in recipe if s.kind == "W" and not self._is_past(s, k)})
+        stage = Stage([], carried, recipes, self._trace.events[k - 1] if k else None, before)
+        for symbol in inner:
+            known = self._definitions[symbol]
+            stage.inner[symbol] = replace(known, combination=known.combination.replace(definition, replaced))
+        for atom in (atom for recipe in recipes.values() for atom in recipe.atoms):
+            self._expand(atom, stage, lambda v: v.combination().replace(definition, replaced))
+        if k:
+            self._choose(stage, k)
+        return stage
 
-    def _clipped(self, evaluation: int) -> tuple[Symbol, Definition] | None:
-        d = Symbol("D", evaluation)
-        return (d, self._definitions[d]) if self._definitions[d].clip is not None else None
+    def _is_clipped(self, symbol: Symbol) -> bool:
+        return symbol in self._definitions and self._definitions[symbol].clip is not None
 
-    def _choose(
-        self,
-        carried: list[Symbol],
-        recipes: dict[Symbol, Combination],
-        clipped: tuple[Symbol, Definition] | None,
-        k: int,
-    ) -> tuple[list[Symbol], dict[Symbol, Combination]]:
+    def _expand(self, atom: Atom, stage: Stage, written_out) -> None:  # noqa: ANN001
+        """Add an atom and all that it is made of to a stage's dots."""
+        if atom in stage.dots:
+            return
+        for argument in atom.arguments:
+            for inner in () if isinstance(argument, Vector) else argument.terms:
+                self._expand(inner, stage, written_out)
+        vectors = [argument for argument in atom.arguments if isinstance(argument, Vector)]
+        combinations = tuple(written_out(vector) for vector in vectors)
+        step = stage.after.step if stage.after else 0
+        where = f"solver {self._trace.solver!r}, step {step}"
+        for combination in combinations:
+            if not combination.fixed:
+                raise PlanError(
+                    f"{where}: an inner product of a vector that is itself scaled by a scalar; multiply it out"
+                )
+            if unmade := [str(s) for s in combination if s in stage.inner]:
+                raise PlanError(
+                    f"{where}: an inner product needs {', '.join(unmade)}, which is clamped or drawn in the same launch; "
+                    "leave clip out, or take the product of what the launch reads"
+                )
+        stage.dots[atom] = combinations
+
+    def _choose(self, stage: Stage, k: int) -> None:
         """What stage k reads, and its recipes in terms of that."""
-        passing = {s for s in carried if s not in recipes}
+        recipes = stage.recipes
+        passing = {s for s in stage.carried if s not in recipes}
         past = {target: recipe.only(lambda s: self._is_past(s, k)) for target, recipe in recipes.items()}
         needed = set(passing)
-        if clipped is not None:
-            needed.update(s for s in clipped[1].combination if self._is_past(s, k))
+        others = [known.combination for known in stage.inner.values()] + [
+            c for pair in stage.dots.values() for c in pair
+        ]
+        needed.update(s for combination in others for s in combination if self._is_past(s, k))
         natural = needed.union(*past.values())
-        sums = {target: Symbol("sum", k, f"[{target}]") for target, known in past.items() if len(known.terms) > 1}
+        stage.read = _in_order(natural)
+        sums = {
+            target: Symbol("sum", k, f"[{target}]")
+            for target, known in past.items()
+            if len(known.terms) > 1 and known.fixed
+        }
         partial = needed.union(sums.values(), *(known for target, known in past.items() if target not in sums))
         if not self._partial_sums or self._cost(partial, passing, k) >= self._cost(natural, passing, k):
-            return _in_order(natural), recipes
-        chosen = dict(recipes)
+            return
         for target, total in sums.items():
             self._definitions[total] = Definition(past[target])
             self._births[total] = k - 1
-            chosen[target] = Combination.of(total) + (recipes[target] - past[target])
-        return _in_order(partial), chosen
+            recipes[target] = Combination.of(total) + (recipes[target] - past[target])
+        stage.read = _in_order(partial)
 
     def _cost(self, carried: Iterable[Symbol], passing: set[Symbol], k: int) -> int:
         """Tensors written by stage k - 1 and read by stage k for the sake of a carried set."""
@@ -141,13 +190,20 @@ class Compiler:
             cost += symbol not in passing
         return cost
 
-    def _observed(self, evaluation: int, read: list[Symbol]) -> dict[Symbol, Combination]:
+    def _observed(self, evaluation: int, stage: Stage) -> dict[Symbol, Combination]:
         """D of the evaluation just made, if its input is among the carried vectors (or cancels)."""
         d = Symbol("D", evaluation)
-        known = self._definitions[d]
-        if any(s.kind != "F" and s not in read for s in known.combination):
+        if d not in self._definitions:
             return {}
-        return {Symbol("D", d.index, "denoised"): Combination.of(d) if known.clip else known.combination}
+        whole = Combination.of(d).replace(
+            lambda s: (
+                self._definitions[s].combination
+                if s.kind == "D" and s.index == evaluation and s not in stage.inner
+                else None
+            )
+        )
+        at_hand = all(s.kind in FRESH or s in stage.inner or s in stage.read for s in whole)
+        return {Symbol("D", d.index, "denoised"): whole} if at_hand and whole.fixed else {}
 
 
 def _in_order(symbols: Iterable[Symbol]) -> list[Symbol]:

@@ -9,19 +9,19 @@ from typing import Any
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.churn import Churn
-from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.guidance import Guidance, Guide
 from fastdiff.maths.prediction import Prediction, named_prediction
 from fastdiff.maths.real import LOCK, count, positive
 from fastdiff.maths.schedule import Schedule, from_sigmas, named_schedule
 from fastdiff.plans import file
 from fastdiff.plans.bound import result_bound
-from fastdiff.plans.compiler import Compiler, Stage
-from fastdiff.plans.emit import emit
+from fastdiff.plans.compiler import Compiler
+from fastdiff.plans.emit import Emitter
 from fastdiff.plans.explain import explain
 from fastdiff.rows.program import Program
 from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Bound, Row
 from fastdiff.solvers.solver import Solver, named_solver
-from fastdiff.solvers.trace import Ode
+from fastdiff.solvers.trace import Trace
 
 DTYPES = ("float32", "float64")
 
@@ -188,13 +188,14 @@ def plan(
     solver: str | Solver = "heun",
     *,
     steps: int | None = None,
-    guidance: float | Guidance = 1.0,
+    guidance: float | Guide = 1.0,
     churn: Churn | None = None,
     clip: float | None = None,
     dtype: str = "float32",
     batched: bool = True,
     denoised: bool = False,
     noise: str = "counter",
+    visible: bool = False,
 ) -> Plan:
     """Compile a sampler.
 
@@ -211,6 +212,8 @@ def plan(
         batched: evaluate both branches of guidance in one network call, stacked ``[cond; uncond]``.
         denoised: also store the denoised prediction D, where it can be had without carrying more.
         noise: ``"counter"`` (a pure function of the seed) or ``"caller"`` (tensors given to the run).
+        visible: keep every state x, and what the solver remembers by name, in tensors of their own: for callers who
+            hold the vectors themselves (``Steps``).
 
     Raises:
         PlanError: a setting is not valid, or a coefficient overflows the state type; says which.
@@ -219,7 +222,7 @@ def plan(
         chosen = _schedule(schedule)
         known = named_prediction(prediction) if isinstance(prediction, str) else prediction
         method = named_solver(solver) if isinstance(solver, str) else solver
-        guide = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+        guide = guidance if hasattr(guidance, "branches") else Guidance(guidance)  # type: ignore[arg-type]
         bound = None if clip is None else positive(clip, "clip")
         if dtype not in DTYPES:
             raise PlanError(f"dtype is {dtype!r}; the state is one of {', '.join(DTYPES)}")
@@ -227,33 +230,37 @@ def plan(
             raise PlanError(f"noise is {noise!r}; it must be 'counter' or 'caller'")
         if steps is None:
             steps = 18 if isinstance(schedule, str | Schedule) else len([s for s in schedule if s != 0])
-        ode = Ode(chosen, known, guide, churn or Churn(), count(steps, "steps"), bound)
-        result = ode.finish(method.solve(ode, ode.start()))
-        title = _title(ode, chosen, method)
+        trace = Trace(chosen, known, guide, churn or Churn(), count(steps, "steps"), bound)
+        result = trace.finish(trace.run(method))
+        title = _title(trace, chosen)
 
-        def emitted(stages: list[Stage]) -> Plan:
-            rows = tuple(emit(stages, ode.draws, dtype, batched))
+        def emitted(partial_sums: bool) -> Plan:
+            stages = Compiler(trace, result, partial_sums, visible).stages(denoised)
+            rows = tuple(Emitter(trace.draws, dtype, batched, trace.solver, visible).rows(stages))
             rows = tuple(map(_with_caller_noise, rows)) if noise == "caller" else rows
             return Plan(rows, dtype, title, batched, noise == "caller")
 
-        natural = emitted(Compiler(ode, result, partial_sums=False).stages(denoised))
-        stages = Compiler(ode, result).stages(denoised)
-        if not any(symbol.kind == "sum" for stage in stages for symbol in stage.carried):
+        natural = emitted(partial_sums=False)
+        # Who holds the vectors himself wants those that the solver names.
+        if visible or any(row.gram is not None for row in natural.rows):
             return natural
         # Partial sums must earn their place: fewer bytes, and an error bound at most 1.5 times the natural one.
-        sums = emitted(stages)
+        sums = emitted(partial_sums=True)
         cheaper = sum(sums.traffic()) < sum(natural.traffic())
         return sums if cheaper and sums.bound().error <= 1.5 * natural.bound().error else natural
 
 
-def _title(ode: Ode, schedule: Schedule, solver: Solver) -> str:
+def _title(trace: Trace, schedule: Schedule) -> str:
     """The settings in words."""
-    guide, churn = ode.guidance, ode.churning
-    title = f"{solver.name} · {schedule.name} schedule · {ode.prediction.name} prediction · {ode.count} steps"
-    title += f" · guidance {float(guide.scale):g}" if guide.scale != 1 else ""
-    title += f" on sigma in [{float(guide.interval[0]):g}, {float(guide.interval[1]):g}]" if guide.interval else ""
+    guide, churn = trace.guidance, trace.churning
+    title = f"{trace.solver} · {schedule.name} schedule · {trace.prediction.name} prediction · {trace.count} steps"
+    if not isinstance(guide, Guidance):
+        title += f" · guidance {guide}"
+    elif guide.scale != 1:
+        title += f" · guidance {float(guide.scale):g}"
+        title += f" on sigma in [{float(guide.interval[0]):g}, {float(guide.interval[1]):g}]" if guide.interval else ""
     title += f" · churn {float(churn.s_churn):g}" if churn.s_churn else ""
-    return title if ode.clip is None else f"{title} · clip {float(ode.clip):g}"
+    return title if trace.clip is None else f"{title} · clip {float(trace.clip):g}"
 
 
 def _schedule(schedule: str | Schedule | Sequence[float]) -> Schedule:

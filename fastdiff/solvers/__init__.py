@@ -1,1 +1,3 @@
-"""Samplers, one step each, and the trace on which a step runs."""
+"""Samplers, one step each, and the trace on which a step runs. Importing a family registers its solvers."""
+
+from fastdiff.solvers import ancestral, multistep, runge_kutta, sde  # noqa: F401

@@ -1,86 +1,80 @@
-"""Solvers: a few lines each, in the notation of their papers, run once on symbols (``fastdiff.solvers.trace``).
+"""Solvers: one step each, in the notation of its paper, and the registry of them.
 
-To add one, write its step here and a golden plan in ``tests/golden``; the compiler and the kernels need nothing.
+    @solver("euler", order=1, source="Euler's method")
+    def euler(trace, x, now, then, memory):
+        d = trace.slope(x, now)
+        return x + d * (then.t - now.t), None
+
+A step takes the state ``x`` at the point ``now`` to the point ``then``. What it returns as memory it is given again at
+the next step; at the first it is None. It may return vectors, points and numbers there, in tuples and lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from inspect import Parameter, signature
+from typing import Any
 
 from fastdiff.errors import PlanError
-from fastdiff.maths.real import mp, positive
-from fastdiff.maths.vector import Combination
-from fastdiff.solvers.trace import Ode
+from fastdiff.maths.registry import Registry
+from fastdiff.maths.vector import Vector
+
+Step = Callable[..., tuple[Vector, Any]]
+"""``step(trace, x, now, then, memory, **settings) -> (x, memory)``."""
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A numerical method for the sampling ODE.
+    """A sampler's step, with what is known of it. Call it with settings to have them changed: ``ddim(eta=1)``.
 
     Args:
         name: for people and plan files.
-        order: global order of convergence on smooth problems.
+        order: global order of convergence on smooth problems; of a stochastic one, of its drift.
         source: paper and equation.
-        solve: given the ODE and the first state, asks for evaluations and returns the last state.
+        step: see the module.
+        stochastic: whether it draws noise of its own.
+        settings: keyword arguments of the step.
+
+    Raises:
+        PlanError: a setting that the step does not have.
     """
 
     name: str
     order: int
     source: str
-    solve: Callable[[Ode, Combination], Combination]
+    step: Step
+    stochastic: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, **settings: Any) -> Solver:
+        """The same solver with other settings; see the class."""
+        known = [p.name for p in signature(self.step).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+        if unknown := [name for name in settings if name not in known]:
+            allowed = f"its settings are {', '.join(known)}" if known else "it has no settings"
+            raise PlanError(f"solver {self.name!r} was given {', '.join(unknown)}; {allowed}")
+        base = self.name.partition("(")[0]
+        together = {**self.settings, **settings}
+        words = ", ".join(f"{name}={value:g}" for name, value in together.items())
+        return replace(self, name=f"{base}({words})", settings=together)
 
 
-def euler() -> Solver:
-    """``x <- x + h dx/dt``."""
-
-    def solve(ode: Ode, x: Combination) -> Combination:
-        for t, t_next in ode.steps():
-            x, t = ode.churn(x, t)
-            d, x = ode.slope(x, t)
-            x = x + d * (t_next - t)
-        return x
-
-    return Solver("euler", 1, "Euler's method; Karras et al. 2022, algorithm 2 without the correction", solve)
+SOLVERS: Registry[Solver] = Registry("solver")
 
 
-def second_order(alpha: float = 1.0) -> Solver:
-    """The two-stage second-order family: alpha = 1 is Heun, 1/2 the midpoint method, 2/3 Ralston's.
+def solver(name: str, *, order: int, source: str, stochastic: bool = False) -> Callable[[Step], Solver]:
+    """Make a solver of a step and register it by name; arguments as for ``Solver``.
 
-    ``x' = x + alpha h d``, ``x <- x + h ((1 - 1/(2 alpha)) d + 1/(2 alpha) d')``; Euler where x' has no noise left.
+    Raises:
+        PlanError: the name is taken.
     """
-    a = positive(alpha, "alpha")
-    if a > 1:
-        raise PlanError(f"alpha is {alpha}; it must lie in (0, 1], or the second evaluation would overshoot")
 
-    def solve(ode: Ode, x: Combination) -> Combination:
-        for t, t_next in ode.steps():
-            x, t = ode.churn(x, t)
-            h = t_next - t
-            d, x = ode.slope(x, t)
-            # Not t + h: that sum would lose the digits of a small t_next.
-            t_prime = t_next if a == 1 else t + a * h
-            if ode.path.sigma(t_prime) == 0:
-                x = x + d * h
-                continue
-            d_prime, _ = ode.slope(x + d * (a * h), t_prime)
-            x = x + d * (h * (1 - 1 / (2 * a))) + d_prime * (h / (2 * a))
-        return x
+    def register(step: Step) -> Solver:
+        return SOLVERS.add(name, Solver(name, order, source, step, stochastic))
 
-    name = {1.0: "heun", 0.5: "midpoint"}.get(float(alpha), f"second_order({alpha})")
-    return Solver(name, 2, "Karras et al. 2022, algorithms 2 and 3", solve)
+    return register
 
 
 def named_solver(name: str) -> Solver:
     """A solver with its default settings, by name."""
-    if name not in SOLVERS:
-        raise PlanError(f"solver is {name!r}; known names are {', '.join(SOLVERS)}, or pass a Solver")
-    return SOLVERS[name]()
-
-
-SOLVERS: dict[str, Callable[[], Solver]] = {
-    "euler": euler,
-    "heun": second_order,
-    "midpoint": lambda: second_order(0.5),
-    "ralston": lambda: second_order(float(mp.mpf(2) / 3)),
-}
+    return SOLVERS.named(name)

@@ -1,42 +1,72 @@
-"""Tracing: a solver runs once on symbols, and leaves the list of everything it computed."""
+"""Tracing: a solver runs once on symbols, and leaves behind everything it computed.
+
+A solver's step asks the trace for what the network says, for noise and for what the caller gives, and adds and scales
+vectors. A vector that the network has seen, and one that the next step remembers, becomes a variable where it stands:
+expansion stops there, whatever the order of the solver's statements.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
+from fastdiff.errors import PlanError
 from fastdiff.maths.churn import Churn
-from fastdiff.maths.draw import INIT, STEP, Draw
+from fastdiff.maths.draw import BROWNIAN, INIT, STEP, Draw
 from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.point import Point
 from fastdiff.maths.prediction import Prediction, Scalars
 from fastdiff.maths.real import Real, mp, real
 from fastdiff.maths.schedule import Schedule
-from fastdiff.maths.vector import Combination, Symbol
+from fastdiff.maths.vector import Combination, Scalar, Symbol, Vector
+from fastdiff.solvers.solver import Solver
+
+FINEST = 20
+"""Brownian motion is known at multiples of 2**-20 of ``v = sigma / (1 + sigma)``."""
+VARIABLES = ("x", "let", "D", "W")
 
 
 @dataclass(frozen=True)
 class Definition:
-    """How a variable comes about: a combination of earlier symbols, clamped to +-clip where that is given."""
+    """How a variable comes about.
+
+    Args:
+        combination: of earlier symbols.
+        clip: it is clamped to plus or minus this, or None.
+        after: the number of events before it.
+    """
 
     combination: Combination
     clip: Real | None = None
+    after: int = 0
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One network evaluation: its input variable, and what the network is told."""
+class Event:
+    """What happens between two launches: a network evaluation, or a call of the caller's function.
 
-    x: Symbol
-    sigma: Real
-    s: Real
-    scalars: Scalars
-    branches: tuple[str, ...]
+    Args:
+        step: the solver's step that asked for it.
+        x: the variable that the network sees, with its point and scalars; None for a call.
+        at: where it is evaluated.
+        scalars: the preconditioning there.
+        branches: what is evaluated.
+        call: name and arguments of a call, or None.
+    """
+
     step: int
+    x: Symbol | None = None
+    at: Point | None = None
+    scalars: Scalars | None = None
+    branches: tuple[str, ...] = ()
+    call: tuple[str, tuple[Symbol, ...]] | None = None
 
 
-class Ode:
-    """The probability-flow ODE (EDM, equation 4) as a solver sees it, recording every evaluation it asks for.
+class Trace:
+    """Everything that a solver's step may ask for, recorded.
 
     Args:
         schedule, prediction, guidance, churn: see their modules.
@@ -53,79 +83,220 @@ class Ode:
         steps: int,
         clip: Real | None = None,
     ) -> None:
-        self.path, self.prediction, self.guidance, self.churning = schedule.path, prediction, guidance, churn
-        self.grid = schedule.grid(steps, prediction.round_sigma)
-        self.count, self.clip, self.step = steps, clip, 0
-        self.variables: dict[Symbol, Definition] = {}
-        self.evaluations: list[Evaluation] = []
+        self.prediction, self.guidance, self.churning = prediction, guidance, churn
+        self.points = [Point(schedule.path, t) for t in schedule.grid(steps, prediction.round_sigma)]
+        self.count, self.clip = steps, clip
+        self.step: int | None = None
+        self.events: list[Event] = []
         self.draws: dict[Symbol, Draw] = {}
-        self._kept = 0
+        self.solver, self._drawn = "", 0
+        self._known: dict[Draw, Vector] = {}
+        self._named: list[tuple[Symbol, Vector, Real | None, int]] = []
 
-    def start(self) -> Combination:
+    @property
+    def where(self) -> str:
+        """The solver and its step, for messages."""
+        return f"solver {self.solver!r}" + ("" if self.step is None else f", step {self.step}")
+
+    # The loop --------------------------------------------------------------------------------------------------
+
+    def run(self, solver: Solver) -> Vector:
+        """Fold the solver's step over the schedule, from pure noise.
+
+        Raises:
+            PlanError: the step does not return a vector and its memory, or misuses a vector; names solver and step.
+        """
+        self.solver = solver.name
+        x, memory = self.start(), None
+        for self.step, (now, then) in enumerate(pairwise(self.points)):
+            x, memory = self.take(solver, x, now, then, memory)
+        self.step = None
+        return x
+
+    def take(self, solver: Solver, x: Any, now: Point, then: Point, memory: Any) -> tuple[Any, Any]:
+        """One step; what it remembers becomes variables."""
+        self._drawn = 0
+        try:
+            made = solver.step(self, x, now, then, memory, **solver.settings)
+        except PlanError as error:
+            raise error if str(error).startswith("solver ") else PlanError(f"{self.where}: {error}") from None
+        if not isinstance(made, tuple) or len(made) != 2 or not self._is_vector(made[0]):
+            what = (
+                f"a {type(made).__name__}"
+                if not isinstance(made, tuple)
+                else f"({', '.join(type(m).__name__ for m in made)})"
+            )
+            raise PlanError(f"{self.where} returned {what}; a step returns (x, memory), and x is a vector")
+        for remembered in _vectors(made[1]):
+            self._remember(remembered)
+        return made
+
+    def start(self) -> Any:
         """``x = s(t_0) sigma(t_0) xi``."""
-        t = self.grid[0]
-        return self.noise(Draw(INIT, 0)) * (self.path.s(t) * self.path.sigma(t))
+        first = self.points[0]
+        return self.draw(Draw(INIT, 0)) * (first.s * first.sigma)
 
-    def steps(self) -> Iterator[tuple[Real, Real]]:
-        """``(t, t_next)`` of every step; the step number goes into the noise counter."""
-        for number, times in enumerate(pairwise(self.grid)):
-            self.step = number
-            yield times
-
-    def noise(self, draw: Draw) -> Combination:
-        """Unit Gaussian noise with this counter."""
-        symbol = Symbol("xi", len(self.draws), f"xi{draw.purpose}.{draw.draw}.{draw.sub_draw}.")
-        self.draws[symbol] = draw
-        return Combination.of(symbol)
-
-    def churn(self, x: Combination, t: Real) -> tuple[Combination, Real]:
-        """Raise the noise level from sigma(t) by fresh noise; returns the new x and t (EDM, algorithm 2)."""
-        sigma = self.path.sigma(t)
-        gamma = self.churning.gamma(sigma, self.count)
-        sigma_hat = self.prediction.round_sigma(sigma * (1 + gamma)) if gamma else sigma
-        if sigma_hat <= sigma:
-            return x, t
-        t_hat = self.path.sigma_inv(sigma_hat)
-        s, s_hat = self.path.s(t), self.path.s(t_hat)
-        lift = mp.sqrt(sigma_hat**2 - sigma**2) * real(self.churning.s_noise, "s_noise")
-        return x * (s_hat / s) + self.noise(Draw(STEP, self.step)) * (s_hat * lift), t_hat
-
-    def denoise(self, x: Combination, t: Real) -> Combination:
-        """``D(x / s; sigma)``: one network evaluation at time t."""
-        sigma, s = self.path.sigma(t), self.path.s(t)
-        k = len(self.evaluations)
-        weights = self.guidance.weights(sigma)
-        scalars = self.prediction(sigma)
-        known = x.symbol()
-        name = known if known is not None and known.kind == "x" else Symbol("x", k)
-        if name not in self.variables:
-            self.variables[name] = Definition(x)
-        self.evaluations.append(Evaluation(name, sigma, s, scalars, tuple(weights), self.step))
-        d = Combination.of(name, scalars.c_skip / s)
-        for branch, weight in weights.items():
-            d = d + Combination.of(Symbol("F", k, branch), scalars.c_out * weight)
-        denoised = Symbol("D", k)
-        self.variables[denoised] = Definition(d, self.clip)
-        return Combination.of(denoised)
-
-    def slope(self, x: Combination, t: Real) -> tuple[Combination, Combination]:
-        """``dx/dt = (sigma'/sigma + s'/s) x - sigma' s / sigma D(x / s; sigma)``, and x as the network saw it."""
-        sigma, sigma_deriv = self.path.sigma(t), self.path.sigma_deriv(t)
-        s, s_deriv = self.path.s(t), self.path.s_deriv(t)
-        d = self.denoise(x, t)
-        seen, rate = self.evaluations[-1].x, sigma_deriv / sigma
-        slope = Combination.of(seen, rate + s_deriv / s) - d * (sigma_deriv * s / sigma)
-        return slope, Combination.of(seen)
-
-    def keep(self, name: str, combination: Combination) -> Combination:
-        """Declare a history that later steps will read, such as a slope of a multistep method."""
-        symbol = Symbol("let", self._kept, name)
-        self._kept += 1
-        self.variables[symbol] = Definition(combination)
-        return Combination.of(symbol)
-
-    def finish(self, x: Combination) -> Symbol:
+    def finish(self, x: Vector) -> Symbol:
         """Name the result."""
-        symbol = Symbol("x", len(self.evaluations))
-        self.variables[symbol] = Definition(x)
+        return self._name(Vector(self, {x: mp.one}), Symbol("x", len(self.events)))
+
+    @cached_property
+    def variables(self) -> dict[Symbol, Definition]:
+        """All variables in the order in which they came about; ask when the solver is done."""
+        return {symbol: Definition(x.written_out(), clip, after) for symbol, x, clip, after in self._named}
+
+    # Noise -----------------------------------------------------------------------------------------------------
+
+    def noise(self) -> Any:
+        """Fresh unit normals: the step's number is the draw, how many it has drawn before is the sub-draw."""
+        if self.step is None:
+            raise PlanError(f"{self.where} asks for noise outside a step; fresh noise is counted by steps")
+        self._drawn += 1
+        return self.draw(Draw(STEP, self.step, self._drawn - 1))
+
+    def draw(self, draw: Draw) -> Any:
+        """The unit normals of a counter; the same counter is the same vector."""
+        if draw not in self._known:
+            symbol = Symbol("xi", len(self.draws), f"xi{draw.purpose}.{draw.draw}.{draw.sub_draw}.")
+            self.draws[symbol] = draw
+            self._known[draw] = Vector(self, {}, symbol)
+        return self._known[draw]
+
+    def brownian(self, at: Point) -> Any:
+        """``W(v)``, ``v = sigma / (1 + sigma)``: one path of the sample, the same at whatever steps it is asked for.
+
+        Levy's construction on dyadic intervals of v, which is rounded to a multiple of 2**-20: ``elapsed`` says what
+        variance two points have between them.
+        """
+        v = snapped(at)
+        total = self.draw(Draw(BROWNIAN, 0, 0)) * v
+        for level in range(FINEST):
+            k = int(mp.floor(v * 2**level))
+            place = v * 2**level - k
+            height = min(place, 1 - place)
+            if height:
+                total = total + self.draw(Draw(BROWNIAN, 0, 2**level + k)) * (height * mp.sqrt(mp.mpf(2) ** -level))
+        return self._variable(total, "W")
+
+    def elapsed(self, now: Point, then: Point) -> Real:
+        """The variance of ``brownian(now) - brownian(then)``."""
+        return snapped(now) - snapped(then)
+
+    def churn(self, x: Any, at: Point) -> tuple[Any, Point]:
+        """Raise the noise level by fresh noise; returns the new x and its point (EDM, algorithm 2)."""
+        gamma = self.churning.gamma(at.sigma, self.count)
+        sigma_hat = self.prediction.round_sigma(at.sigma * (1 + gamma)) if gamma else at.sigma
+        if sigma_hat <= at.sigma:
+            return x, at
+        hat = Point(at.path, at.path.sigma_inv(sigma_hat))
+        lift = mp.sqrt(sigma_hat**2 - at.sigma**2) * real(self.churning.s_noise, "s_noise")
+        return x * (hat.s / at.s) + self.noise() * (hat.s * lift), hat
+
+    # The network -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, x: Any, at: Point) -> dict[str, Any]:
+        """``D(x / s; sigma)`` of every branch that guidance asks for: one network evaluation."""
+        if not self._is_vector(x):
+            raise PlanError(f"{self.where} evaluates the network at a {type(x).__name__}; it must be a vector")
+        if x.home is not self:
+            raise PlanError(f"{self.where} evaluates the network at a vector of another trace")
+        k, scalars, branches = len(self.events), self.prediction(at.sigma), self.guidance.branches(at.sigma)
+        if x.symbol is None or x.symbol.kind not in VARIABLES:
+            # A draw or a given tensor has a symbol already; what the network sees is a multiple of it.
+            seen = x if x.symbol is None else Vector(self, {x: mp.one})
+            self._name(seen, Symbol("x", k))
+        else:
+            seen = x
+        self.events.append(Event(self.step or 0, seen.symbol, at, scalars, branches))
+        outputs = {branch: Vector(self, {}, Symbol("F", k, branch)) for branch in branches}
+        found = {}
+        for branch, output in outputs.items():
+            d = seen * (scalars.c_skip / at.s) + output * scalars.c_out
+            self._name(d, Symbol("D", k, branch))
+            found[branch] = d
+        return found
+
+    def denoise(self, x: Any, at: Point) -> Any:
+        """The guided, clipped ``D(x / s; sigma)``: one network evaluation."""
+        branches = self.evaluate(x, at)
+        d = Vector(self, {self.guidance.combine(at.sigma, branches): mp.one})
+        self._name(d, Symbol("D", len(self.events) - 1), self.clip)
+        return d
+
+    def slope(self, x: Any, at: Point) -> Any:
+        """``dx/dt = (sigma'/sigma + s'/s) x - sigma' s / sigma D(x / s; sigma)`` (EDM, equation 4)."""
+        d, rate = self.denoise(x, at), at.sigma_deriv / at.sigma
+        return x * (rate + at.s_deriv / at.s) - d * (at.sigma_deriv * at.s / at.sigma)
+
+    def score(self, x: Any, at: Point) -> Any:
+        """``grad log p_t(x) = (s D - x) / (s sigma)^2``."""
+        return (self.denoise(x, at) * at.s - x) / (at.s * at.sigma) ** 2
+
+    def epsilon(self, x: Any, at: Point) -> Any:
+        """The predicted noise ``(x / s - D) / sigma``."""
+        return (x / at.s - self.denoise(x, at)) / at.sigma
+
+    def dot(self, u: Any, v: Any) -> Scalar:
+        """``<u, v>`` of every sample, in float64: a number that is known when the row runs."""
+        return u.dot(v)
+
+    # What the caller gives -------------------------------------------------------------------------------------
+
+    def given(self, name: str) -> Any:
+        """A tensor of the caller's, of the sample's shape, there at every step: ``Run(..., given={name: tensor})``."""
+        return Vector(self, {}, Symbol("given", 0, _identifier(name)))
+
+    def call(self, name: str, *vectors: Any) -> Any:
+        """What the caller's function returns for these vectors: ``Run(..., calls={name: function})``.
+
+        For what is no linear combination: masks, rotations, learned variances. It costs a launch and a store of
+        each vector.
+        """
+        arguments = tuple(self._remember(vector) for vector in vectors)
+        self.events.append(Event(self.step or 0, call=(_identifier(name), arguments)))
+        returned = Vector(self, {}, Symbol("out", len(self.events) - 1, name))
+        return self._variable(Vector(self, {returned: mp.one}), "let")
+
+    # Names -----------------------------------------------------------------------------------------------------
+
+    def _is_vector(self, value: Any) -> bool:
+        return isinstance(value, Vector)
+
+    def _name(self, x: Vector, symbol: Symbol, clip: Real | None = None) -> Symbol:
+        """Make a vector a variable."""
+        x.symbol = symbol
+        self._named.append((symbol, x, clip, len(self.events)))
         return symbol
+
+    def _variable(self, x: Vector, kind: Any) -> Vector:
+        self._name(x, Symbol(kind, sum(symbol.kind == kind for symbol, *_ in self._named)))
+        return x
+
+    def _remember(self, x: Any) -> Symbol:
+        """The symbol of a vector that outlives its step; it becomes a variable unless it has a symbol."""
+        if x.home is not self:
+            raise PlanError(f"{self.where} remembers a vector of another trace")
+        if x.symbol is None:
+            self._variable(x, "let")
+        return x.symbol
+
+
+def snapped(at: Point) -> Real:
+    """``v = sigma / (1 + sigma)`` at the nearest multiple of 2**-20."""
+    return mp.mpf(int(mp.nint(at.sigma / (1 + at.sigma) * 2**FINEST))) / 2**FINEST
+
+
+def _identifier(name: str) -> str:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise PlanError(f"a given tensor or call is named {name!r}; use a Python identifier")
+    return name
+
+
+def _vectors(memory: Any) -> Iterator[Vector]:
+    if isinstance(memory, Vector):
+        yield memory
+    elif isinstance(memory, tuple | list):
+        for inner in memory:
+            yield from _vectors(inner)
+    elif isinstance(memory, dict):
+        yield from _vectors(list(memory.values()))
