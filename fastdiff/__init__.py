@@ -15,7 +15,8 @@ from fastdiff.maths.guidance import Guidance
 from fastdiff.maths.prediction import Prediction
 from fastdiff.maths.schedule import Schedule
 from fastdiff.ops.schema import fill_noise, stage
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.compose import plan, plan_step
+from fastdiff.plans.plan import Plan
 from fastdiff.runs.graph import clear_graphs
 from fastdiff.runs.network import in_chunks
 from fastdiff.runs.run import Run

@@ -23,8 +23,9 @@ from fastdiff.maths.real import mp, positive
 from fastdiff.maths.schedule import SCHEDULES, named_schedule
 from fastdiff.maths.vector import Combination, Symbol
 from fastdiff.plans.compiler import Compiler
+from fastdiff.plans.compose import plan
 from fastdiff.plans.emit import emit
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.plan import Plan
 from fastdiff.rows.row import Bound, Derived
 from fastdiff.runs.run import Run
 from fastdiff.runs.sample import sample

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from fastdiff.maths import schedule
 from fastdiff.maths.churn import Churn
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.compose import plan
+from fastdiff.plans.plan import Plan
 from fastdiff.rows.row import Output, Row
 from fastdiff.runs.sample import sample
 

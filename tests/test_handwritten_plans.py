@@ -21,7 +21,8 @@ from torch import Tensor
 from fastdiff import list_backends, ops, use_backend
 from fastdiff.backends import reference
 from fastdiff.maths.draw import Draw
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.compose import plan
+from fastdiff.plans.plan import Plan
 from fastdiff.rows.row import Derived, Output, Row
 from fastdiff.runs.sample import sample
 

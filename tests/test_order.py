@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastdiff.maths import schedule
 from fastdiff.maths.schedule import Path, Schedule
-from fastdiff.plans.plan import plan
+from fastdiff.plans.compose import plan
 from fastdiff.runs.sample import sample
 from fastdiff.solvers.solver import named_solver
 

@@ -26,8 +26,9 @@ from fastdiff.maths.churn import Churn
 from fastdiff.maths.draw import Draw
 from fastdiff.maths.guidance import Guidance
 from fastdiff.maths.prediction import PREDICTIONS as NAMES
+from fastdiff.plans.compose import plan
 from fastdiff.plans.explain import formulas
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.plan import Plan
 from fastdiff.rows.row import Derived, Output, Row
 from fastdiff.runs.sample import sample
 from fastdiff.solvers.solver import SOLVERS

@@ -19,7 +19,8 @@ from fastdiff.maths.churn import Churn
 from fastdiff.maths.guidance import Guidance
 from fastdiff.maths.schedule import Schedule
 from fastdiff.maths.vector import Combination
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.compose import plan
+from fastdiff.plans.plan import Plan
 from fastdiff.runs.sample import sample
 from fastdiff.solvers.solver import SOLVERS, Solver, named_solver, second_order
 from fastdiff.solvers.trace import Ode

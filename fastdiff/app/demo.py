@@ -21,7 +21,8 @@ from fastdiff.app.io import check_folder, write
 from fastdiff.backends import registry
 from fastdiff.errors import OutputError
 from fastdiff.maths.prediction import edm
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.compose import plan
+from fastdiff.plans.plan import Plan
 from fastdiff.testing.rows import same_bits
 from fastdiff.testing.textbook import edm_sampler
 

@@ -17,7 +17,8 @@ from fastdiff.maths.churn import Churn
 from fastdiff.maths.guidance import Guidance
 from fastdiff.maths.prediction import edm
 from fastdiff.maths.schedule import SCHEDULES
-from fastdiff.plans.plan import DTYPES, Plan, plan
+from fastdiff.plans.compose import plan
+from fastdiff.plans.plan import DTYPES, Plan
 from fastdiff.solvers.solver import SOLVERS
 
 

@@ -84,6 +84,37 @@ class Guidance:
         return {name: weights[name] for name in self.order if weights[name] != 0}
 
 
+@dataclass(frozen=True)
+class RescaledGuidance(Guidance):
+    """Guidance whose result has the spread of the conditional prediction (Lin et al. 2024, equations 15 and 16).
+
+    ``D = (phi std(D_cond) / std(D_cfg) + 1 - phi) D_cfg``, the standard deviation being that of each sample.
+
+    Args:
+        phi: 0 is plain guidance, 1 the full rescale.
+    """
+
+    phi: float = 0.7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= real(self.phi, "phi") <= 1:
+            raise PlanError(f"phi is {self.phi}; it must lie in 0 .. 1")
+
+    def combine(self, sigma: Real, denoised: Mapping[str, Any]) -> Any:
+        """See ``Guidance``."""
+        guided = super().combine(sigma, denoised)
+        if len(denoised) < 2:
+            return guided
+        ratio = (_variance(denoised[COND]) / _variance(guided)).sqrt()
+        return guided * (ratio * real(self.phi, "phi") + (1 - real(self.phi, "phi")))
+
+
+def _variance(x: Any) -> Any:
+    """The sum of squares around the mean of each sample."""
+    return (x.dot(x) - x.total() * x.total() / x.size()).at_least(1e-30)
+
+
 def _finite(high: Any) -> Any:
     """An open upper end is allowed: infinity stands for every noise level."""
     return 1e300 if high == float("inf") else high

@@ -23,14 +23,17 @@ class Point:
     path: Path
     t: Real
 
+    def __repr__(self) -> str:
+        return f"Point({self.path.name}, t={float(self.t):.6g}, sigma={float(self.sigma):.6g})"
+
     @cached_property
     def sigma(self) -> Real:
-        """Noise level sigma(t)."""
+        """Noise level at this time."""
         return self.path.sigma(self.t)
 
     @cached_property
     def s(self) -> Real:
-        """Signal scale s(t)."""
+        """Signal scale at this time."""
         return self.path.s(self.t)
 
     @cached_property

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 
-from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Bound, Output, Row
+from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Bound, Output, Row, fixed
 
 MAX_NORMAL = 6.77
 """No draw of noise format 1 exceeds sqrt(66 log 2) = 6.7637 (``docs/noise.md``)."""
@@ -90,9 +90,9 @@ def result_bound(rows: Sequence[Row], result: str, dtype: str, network: float) -
 
 def _output(output: Output, known: dict[str, Spread], errors: bool = False) -> Spread:
     """An output's value, or the error it inherits; a clamp cuts both, and cuts their correlations."""
-    terms = [*output.terms, *output.noise]
+    terms = [(name, fixed(c)) for name, c in (*output.terms, *output.noise)]
     terms += [(output.base, 1.0)] if output.base is not None else []
     w = combine(terms, known)
     if output.bound is not None:
-        w = Spread.source(min(w.size, (2 if errors else 1) * output.bound))
-    return w if output.scale is None else combine([("w", output.scale)], {"w": w})
+        w = Spread.source(min(w.size, (2 if errors else 1) * fixed(output.bound)))
+    return w if output.scale is None else combine([("w", fixed(output.scale))], {"w": w})

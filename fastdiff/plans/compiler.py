@@ -12,11 +12,12 @@ single tensor. The set that moves fewer tensors is carried; a tie goes to the na
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fastdiff.errors import PlanError
-from fastdiff.maths.vector import Atom, Combination, Symbol, Vector
+from fastdiff.maths.scalar import Atom
+from fastdiff.maths.vector import Combination, Symbol, Vector
 from fastdiff.solvers.trace import Definition, Event, Trace
 
 ORDER = {"x": 0, "sum": 1, "let": 2, "W": 3, "D": 4}
@@ -56,10 +57,19 @@ class Compiler:
         result: the variable that is returned.
         partial_sums: allow carried sets other than the natural ones.
         visible: keep every network input in a buffer.
+        kept: more variables to have at the end.
     """
 
-    def __init__(self, trace: Trace, result: Symbol, partial_sums: bool = True, visible: bool = False) -> None:
-        self._trace, self._result, self._partial_sums, self._visible = trace, result, partial_sums, visible
+    def __init__(
+        self,
+        trace: Trace,
+        result: Symbol,
+        partial_sums: bool = True,
+        visible: bool = False,
+        kept: Sequence[Symbol] = (),
+    ) -> None:
+        self._trace, self._partial_sums, self._visible = trace, partial_sums, visible
+        self._last = [result, *kept]
         self._definitions = dict(trace.variables)
         self._births: dict[Symbol, int] = {}
         # In the order of their definition, so that births of what they refer to are known.
@@ -76,7 +86,7 @@ class Compiler:
             PlanError: a scalar needs what is there only after the launch.
         """
         events = self._trace.events
-        carried = [self._result]
+        carried = self._last
         stages: list[Stage] = []
         for k in range(len(events), -1, -1):
             before = events[k] if k < len(events) else None
@@ -124,7 +134,8 @@ class Compiler:
         for symbol in inner:
             known = self._definitions[symbol]
             stage.inner[symbol] = replace(known, combination=known.combination.replace(definition, replaced))
-        for atom in (atom for recipe in recipes.values() for atom in recipe.atoms):
+        inside = [known.combination for known in stage.inner.values()]
+        for atom in (atom for recipe in (*inside, *recipes.values()) for atom in recipe.atoms):
             self._expand(atom, stage, lambda v: v.combination().replace(definition, replaced))
         if k:
             self._choose(stage, k)
@@ -133,7 +144,7 @@ class Compiler:
     def _is_clipped(self, symbol: Symbol) -> bool:
         return symbol in self._definitions and self._definitions[symbol].clip is not None
 
-    def _expand(self, atom: Atom, stage: Stage, written_out) -> None:  # noqa: ANN001
+    def _expand(self, atom: Atom, stage: Stage, written_out: Callable[[Vector], Combination]) -> None:
         """Add an atom and all that it is made of to a stage's dots."""
         if atom in stage.dots:
             return
@@ -151,7 +162,7 @@ class Compiler:
                 )
             if unmade := [str(s) for s in combination if s in stage.inner]:
                 raise PlanError(
-                    f"{where}: an inner product needs {', '.join(unmade)}, which is clamped or drawn in the same launch; "
+                    f"{where}: an inner product needs {', '.join(unmade)}, which the same launch clamps or draws; "
                     "leave clip out, or take the product of what the launch reads"
                 )
         stage.dots[atom] = combinations

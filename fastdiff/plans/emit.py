@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.draw import Draw
 from fastdiff.maths.real import mp, round_to
-from fastdiff.maths.vector import ONES, Combination, Scalar, Symbol
+from fastdiff.maths.scalar import Scalar
+from fastdiff.maths.vector import ONES, Combination, Symbol
 from fastdiff.plans.compiler import Stage
 from fastdiff.plans.scalars import Scalars
 from fastdiff.rows.gram import ONE
@@ -16,6 +18,7 @@ from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE
 
 DENOISED = "denoised"
 FIRST_BUFFER = "x"
+GIVEN_STATE = ("given", 1)
 
 
 class Buffers:
@@ -51,12 +54,22 @@ class Buffers:
 
 
 class OwnNames(Buffers):
-    """Every vector keeps a name of its own: for callers who hold the vectors themselves."""
+    """Every vector keeps a name of its own: for callers who hold the vectors themselves.
+
+    Args:
+        chosen: names for some; the others are called by what they are.
+        prefix: of the others' names.
+    """
+
+    def __init__(self, chosen: Mapping[Symbol, str] | None = None, prefix: str = "") -> None:
+        super().__init__()
+        self._chosen, self._prefix = chosen or {}, prefix
 
     def place(self, stage: Stage, bases: dict[Symbol, Symbol | None]) -> dict[Symbol, str]:
         """See ``Buffers``."""
         before = dict(self.names)
-        self.names |= {symbol: f"{symbol.kind}{symbol.index}{symbol.label}" for symbol in stage.carried}
+        own = {s: f"{self._prefix}{s.kind}{s.index}{s.label}" for s in stage.carried} | self._chosen
+        self.names |= {symbol: own[symbol] for symbol in stage.carried}
         return before
 
 
@@ -68,12 +81,12 @@ class Emitter:
         dtype: the state type to which coefficients are rounded.
         batched: guided evaluations are one network call on stacked inputs.
         solver: its name, for messages.
-        own_names: every vector keeps a name of its own.
+        buffers: where carried vectors go.
     """
 
-    def __init__(self, draws: dict[Symbol, Draw], dtype: str, batched: bool, solver: str, own_names: bool) -> None:
+    def __init__(self, draws: dict[Symbol, Draw], dtype: str, batched: bool, solver: str, buffers: Buffers) -> None:
         self._draws, self._dtype, self._batched, self._solver = draws, dtype, batched, solver
-        self._buffers = OwnNames() if own_names else Buffers()
+        self._buffers = buffers
 
     def rows(self, stages: list[Stage]) -> list[Row]:
         """All rows, from the compiler's stages in order.

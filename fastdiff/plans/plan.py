@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from fastdiff.errors import PlanError
-from fastdiff.maths.churn import Churn
-from fastdiff.maths.guidance import Guidance, Guide
-from fastdiff.maths.prediction import Prediction, named_prediction
-from fastdiff.maths.real import LOCK, count, positive
-from fastdiff.maths.schedule import Schedule, from_sigmas, named_schedule
 from fastdiff.plans import file
 from fastdiff.plans.bound import result_bound
-from fastdiff.plans.compiler import Compiler
-from fastdiff.plans.emit import Emitter
 from fastdiff.plans.explain import explain
 from fastdiff.rows.program import Program
-from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Bound, Row
-from fastdiff.solvers.solver import Solver, named_solver
-from fastdiff.solvers.trace import Trace
+from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Bound, Coefficient, Row
 
 DTYPES = ("float32", "float64")
 
@@ -105,7 +95,7 @@ class Plan:
         return tuple(dict.fromkeys(name for name in stored if name is not None))
 
     @cached_property
-    def encoded(self) -> list[tuple[Program, list[float], list[list[int]]]]:
+    def encoded(self) -> list[tuple[Program, list[Coefficient], list[list[int]]]]:
         """Of every row its program, coefficients and draws ``[purpose, tensor, draw, sub_draw]``, as ops take them."""
         return [
             (row.program, row.coefficients, [[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in row.draws])
@@ -144,6 +134,9 @@ class Plan:
         total = []
         for row in self.rows:
             reads = sum(network_bytes if name.startswith(NETWORK_PREFIX) else state for name in row.columns)
+            # The inner products read what they need in a launch of their own.
+            again = set() if row.gram is None else set(row.gram.names) & set(row.columns)
+            reads += sum(network_bytes if name.startswith(NETWORK_PREFIX) else state for name in again)
             writes = state * sum(o.store is not None for o in row.outputs)
             total.append(reads + writes + (row.copies * network_bytes if row.network is not None else 0))
         return total
@@ -180,96 +173,3 @@ class Plan:
             PlanError: not a plan, of another format or noise format, or its digest does not match.
         """
         return cls(**file.fields_from(text))
-
-
-def plan(
-    schedule: str | Schedule | Sequence[float] = "edm",
-    prediction: str | Prediction = "edm",
-    solver: str | Solver = "heun",
-    *,
-    steps: int | None = None,
-    guidance: float | Guide = 1.0,
-    churn: Churn | None = None,
-    clip: float | None = None,
-    dtype: str = "float32",
-    batched: bool = True,
-    denoised: bool = False,
-    noise: str = "counter",
-    visible: bool = False,
-) -> Plan:
-    """Compile a sampler.
-
-    Args:
-        schedule: ``"edm"``, ``"vp"``, ``"ve"``, ``"iddpm"``, a ``Schedule``, or a sequence of noise levels.
-        prediction: what the network predicts: ``"edm"``, ``"vp"``, ``"ve"``, ``"iddpm"``, ``"epsilon"``, ``"x0"``,
-            ``"v"``, ``"score"``, ``"flow"``, or a ``Prediction``.
-        solver: ``"heun"``, ``"euler"``, ``"midpoint"``, ``"ralston"``, or a ``Solver``.
-        steps: number of noise levels; 18 if not given, or as many as the schedule's own sigmas.
-        guidance: gamma of classifier-free guidance, or a ``Guidance`` with an interval of sigma.
-        churn: stochasticity of EDM's algorithm 2.
-        clip: clamp the denoised prediction to plus or minus this many data units.
-        dtype: the state type, ``"float32"`` or ``"float64"``.
-        batched: evaluate both branches of guidance in one network call, stacked ``[cond; uncond]``.
-        denoised: also store the denoised prediction D, where it can be had without carrying more.
-        noise: ``"counter"`` (a pure function of the seed) or ``"caller"`` (tensors given to the run).
-        visible: keep every state x, and what the solver remembers by name, in tensors of their own: for callers who
-            hold the vectors themselves (``Steps``).
-
-    Raises:
-        PlanError: a setting is not valid, or a coefficient overflows the state type; says which.
-    """
-    with LOCK:
-        chosen = _schedule(schedule)
-        known = named_prediction(prediction) if isinstance(prediction, str) else prediction
-        method = named_solver(solver) if isinstance(solver, str) else solver
-        guide = guidance if hasattr(guidance, "branches") else Guidance(guidance)  # type: ignore[arg-type]
-        bound = None if clip is None else positive(clip, "clip")
-        if dtype not in DTYPES:
-            raise PlanError(f"dtype is {dtype!r}; the state is one of {', '.join(DTYPES)}")
-        if noise not in ("counter", "caller"):
-            raise PlanError(f"noise is {noise!r}; it must be 'counter' or 'caller'")
-        if steps is None:
-            steps = 18 if isinstance(schedule, str | Schedule) else len([s for s in schedule if s != 0])
-        trace = Trace(chosen, known, guide, churn or Churn(), count(steps, "steps"), bound)
-        result = trace.finish(trace.run(method))
-        title = _title(trace, chosen)
-
-        def emitted(partial_sums: bool) -> Plan:
-            stages = Compiler(trace, result, partial_sums, visible).stages(denoised)
-            rows = tuple(Emitter(trace.draws, dtype, batched, trace.solver, visible).rows(stages))
-            rows = tuple(map(_with_caller_noise, rows)) if noise == "caller" else rows
-            return Plan(rows, dtype, title, batched, noise == "caller")
-
-        natural = emitted(partial_sums=False)
-        # Who holds the vectors himself wants those that the solver names.
-        if visible or any(row.gram is not None for row in natural.rows):
-            return natural
-        # Partial sums must earn their place: fewer bytes, and an error bound at most 1.5 times the natural one.
-        sums = emitted(partial_sums=True)
-        cheaper = sum(sums.traffic()) < sum(natural.traffic())
-        return sums if cheaper and sums.bound().error <= 1.5 * natural.bound().error else natural
-
-
-def _title(trace: Trace, schedule: Schedule) -> str:
-    """The settings in words."""
-    guide, churn = trace.guidance, trace.churning
-    title = f"{trace.solver} · {schedule.name} schedule · {trace.prediction.name} prediction · {trace.count} steps"
-    if not isinstance(guide, Guidance):
-        title += f" · guidance {guide}"
-    elif guide.scale != 1:
-        title += f" · guidance {float(guide.scale):g}"
-        title += f" on sigma in [{float(guide.interval[0]):g}, {float(guide.interval[1]):g}]" if guide.interval else ""
-    title += f" · churn {float(churn.s_churn):g}" if churn.s_churn else ""
-    return title if trace.clip is None else f"{title} · clip {float(trace.clip):g}"
-
-
-def _schedule(schedule: str | Schedule | Sequence[float]) -> Schedule:
-    if isinstance(schedule, str):
-        return named_schedule(schedule)
-    return schedule if isinstance(schedule, Schedule) else from_sigmas(schedule)
-
-
-def _with_caller_noise(row: Row) -> Row:
-    """The same row with its draws read from columns."""
-    names = tuple(name for name, _ in row.draws)
-    return replace(row, columns=row.columns + names, draws=())

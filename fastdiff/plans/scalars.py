@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastdiff.maths.real import Real, round_to
-from fastdiff.maths.vector import Atom, Combination, Scalar, Symbol
+from fastdiff.maths.scalar import Atom, Scalar
+from fastdiff.maths.vector import Combination, Symbol
 from fastdiff.rows.gram import Gram, Inner, Step, Weighted
 from fastdiff.rows.row import Affine, Coefficient
 

@@ -54,6 +54,17 @@ Coefficient = float | Affine
 Terms = tuple[tuple[str, Coefficient], ...]
 
 
+def fixed(coefficient: Coefficient) -> float:
+    """A coefficient that is known beforehand.
+
+    Raises:
+        PlanError: it is known only when the row runs.
+    """
+    if isinstance(coefficient, Affine):
+        raise PlanError("a coefficient is known only when its row runs, so no bound can be had before")
+    return coefficient
+
+
 class Bound(NamedTuple):
     """Upper bounds on a quantity's absolute value and on its absolute error."""
 
@@ -184,6 +195,14 @@ class Row:
         """All coefficients in kernel order: each output's terms, noise, bound and scale; then c_in."""
         return [value for _, value in self.labelled_coefficients()]
 
+    @property
+    def x(self) -> str | None:
+        """Name of the tensor that holds the state which the network sees, unscaled; None where none holds it."""
+        if self.network is None:
+            return None
+        output = self.outputs[self.network]
+        return output.base if output.store is None and not (output.terms or output.noise) else output.store
+
     @cached_property
     def program(self) -> Program:
         """The row's structure, as ops and kernels take it (see ``docs/row-format.md``)."""
@@ -227,10 +246,9 @@ class Row:
         """
         u, tiny = UNIT_ROUNDOFF[dtype], SMALLEST[dtype]
         known = {name: Bound(size, 0.0) for name, size in magnitude.items()}
-        if any(isinstance(c, Affine) for c in self.coefficients):
-            raise PlanError("the row has coefficients that are known only when it runs: no bound can be had before")
 
-        def product(source: Bound, c: float) -> Bound:
+        def product(source: Bound, coefficient: Coefficient) -> Bound:
+            c = fixed(coefficient)
             size, carried = abs(c) * source.magnitude, abs(c) * source.error
             carried += (u * size + tiny * source.magnitude) if rounded_coefficients else 0.0
             return Bound(size, carried + (size + carried) * u + tiny)
@@ -248,7 +266,8 @@ class Row:
             parts += [known[output.base]] if output.base is not None else []
             w = accumulate([*parts, *(product(known[name], c) for name, c in output.noise)])
             if output.bound is not None:
-                w = Bound(min(w.magnitude, output.bound), w.error + u * abs(output.bound))
+                limit = fixed(output.bound)
+                w = Bound(min(w.magnitude, limit), w.error + u * abs(limit))
             if output.scale is not None:
                 w = product(w, output.scale)
             known[f"w{i}"] = w

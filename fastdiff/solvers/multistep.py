@@ -48,28 +48,29 @@ def _weights(times: Sequence[Real], start: Real, end: Real) -> Iterator[Real]:
 @solver("unipc", order=2, source="Zhao et al. 2023, UniPC-2 with B_2(h), data prediction")
 def unipc(trace, x, now, then, memory):
     """A step of ``_unipc``; when D at its end is known the same step is taken again with it, as a corrector."""
-    D = trace.denoise(x, now)
-    if not memory:
-        return _unipc(x, now, D, None, then), (x, now, D, None)
-    x = _unipc(*memory, now, D)
-    past = memory[1:3]
-    return _unipc(x, now, D, past, then), (x, now, D, past)
+    D, past = trace.denoise(x, now), []
+    if memory:
+        x, before, D_before, earlier = memory
+        x, past = _unipc(x, before, D_before, now, [*earlier, (now, D)]), [(before, D_before)]
+    return _unipc(x, now, D, then, past), (x, now, D, past)
 
 
-def _unipc(x, now, D, past, then, D_then=None):
-    """UniPC's update from now to then; ``past`` is the point and D before, ``D_then`` what the corrector knows more.
+def _unipc(x, now, D, then, others):
+    """UniPC's update from now to then; ``others`` are one or two more points with D there.
 
     With h the step in lambda and ``b = 1 - e^-h``, the first-order step ``e^-h x / s + b D`` plus
-    ``b sum_i rho_i (D_i - D) / r_i`` over the other D, r_i being their places in units of h. With one of them rho is
-    1/2, with two it fits the moments m_1, m_2 of the exponential integrator: ``sum_i rho_i r_i^(k-1) = m_k``.
+    ``b sum_i rho_i (D_i - D) / r_i``, r_i being the places of the others in units of h. For one of them rho is 1/2, for
+    two it fits the moments m_1, m_2 of the exponential integrator: ``sum_i rho_i r_i^(k-1) = m_k``.
     """
     decay = then.sigma / now.sigma
     y = x / now.s * decay + D * (1 - decay)
-    if then.sigma and (past or D_then):
-        h, b, half = then.lam - now.lam, 1 - decay, mp.mpf(1) / 2
-        r = (past[0].lam - now.lam) / h if past else None
-        m_1 = 1 / b - 1 / h
-        at_then = ((1 / b - 2 * m_1 / h) - r * m_1) / (1 - r) if past and D_then else half
-        y = y + (D_then - D) * (b * at_then) if D_then else y
-        y = y + (past[1] - D) * (b * (m_1 - at_then if D_then else half) / r) if past else y
+    if then.sigma and others:
+        h, b = then.lam - now.lam, 1 - decay
+        r = [(point.lam - now.lam) / h for point, _ in others]
+        m_1, rho = 1 / b - 1 / h, [mp.mpf(1) / 2]
+        if len(r) == 2:
+            last = (1 / b - 2 * m_1 / h - r[0] * m_1) / (r[1] - r[0])
+            rho = [m_1 - last, last]
+        for place, weight, (_, D_other) in zip(r, rho, others, strict=True):
+            y = y + (D_other - D) * (b * weight / place)
     return y * then.s

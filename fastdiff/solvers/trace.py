@@ -7,7 +7,7 @@ expansion stops there, whatever the order of the solver's statements.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,17 +16,17 @@ from typing import Any
 from fastdiff.errors import PlanError
 from fastdiff.maths.churn import Churn
 from fastdiff.maths.draw import BROWNIAN, INIT, STEP, Draw
-from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.guidance import Guide
 from fastdiff.maths.point import Point
 from fastdiff.maths.prediction import Prediction, Scalars
 from fastdiff.maths.real import Real, mp, real
-from fastdiff.maths.schedule import Schedule
-from fastdiff.maths.vector import Combination, Scalar, Symbol, Vector
+from fastdiff.maths.scalar import Scalar
+from fastdiff.maths.vector import Combination, Symbol, Vector
 from fastdiff.solvers.solver import Solver
 
 FINEST = 20
 """Brownian motion is known at multiples of 2**-20 of ``v = sigma / (1 + sigma)``."""
-VARIABLES = ("x", "let", "D", "W")
+VARIABLES = ("x", "let", "D", "W", "given")
 
 
 @dataclass(frozen=True)
@@ -69,27 +69,29 @@ class Trace:
     """Everything that a solver's step may ask for, recorded.
 
     Args:
-        schedule, prediction, guidance, churn: see their modules.
-        steps: number of noise levels.
+        points: where the steps begin and end.
+        prediction, guidance, churn: see their modules.
+        steps: number of noise levels, which churn asks for.
         clip: bound on abs(D), or None.
     """
 
     def __init__(
         self,
-        schedule: Schedule,
+        points: Sequence[Point],
         prediction: Prediction,
-        guidance: Guidance,
+        guidance: Guide,
         churn: Churn,
         steps: int,
         clip: Real | None = None,
     ) -> None:
         self.prediction, self.guidance, self.churning = prediction, guidance, churn
-        self.points = [Point(schedule.path, t) for t in schedule.grid(steps, prediction.round_sigma)]
+        self.points = list(points)
         self.count, self.clip = steps, clip
         self.step: int | None = None
         self.events: list[Event] = []
         self.draws: dict[Symbol, Draw] = {}
-        self.solver, self._drawn = "", 0
+        self.solver = ""
+        self._drawn = 0
         self._known: dict[Draw, Vector] = {}
         self._named: list[tuple[Symbol, Vector, Real | None, int]] = []
 
@@ -100,7 +102,7 @@ class Trace:
 
     # The loop --------------------------------------------------------------------------------------------------
 
-    def run(self, solver: Solver) -> Vector:
+    def run(self, solver: Solver) -> Any:
         """Fold the solver's step over the schedule, from pure noise.
 
         Raises:
@@ -108,7 +110,8 @@ class Trace:
         """
         self.solver = solver.name
         x, memory = self.start(), None
-        for self.step, (now, then) in enumerate(pairwise(self.points)):
+        for step, (now, then) in enumerate(pairwise(self.points)):
+            self.step = step
             x, memory = self.take(solver, x, now, then, memory)
         self.step = None
         return x
@@ -202,7 +205,7 @@ class Trace:
             raise PlanError(f"{self.where} evaluates the network at a vector of another trace")
         k, scalars, branches = len(self.events), self.prediction(at.sigma), self.guidance.branches(at.sigma)
         if x.symbol is None or x.symbol.kind not in VARIABLES:
-            # A draw or a given tensor has a symbol already; what the network sees is a multiple of it.
+            # A draw has a symbol already; what the network sees is a multiple of it.
             seen = x if x.symbol is None else Vector(self, {x: mp.one})
             self._name(seen, Symbol("x", k))
         else:
@@ -242,9 +245,14 @@ class Trace:
 
     # What the caller gives -------------------------------------------------------------------------------------
 
-    def given(self, name: str) -> Any:
-        """A tensor of the caller's, of the sample's shape, there at every step: ``Run(..., given={name: tensor})``."""
-        return Vector(self, {}, Symbol("given", 0, _identifier(name)))
+    def given(self, name: str, *, state: bool = False) -> Any:
+        """A tensor of the caller's, of the sample's shape, there at every step: ``Run(..., given={name: tensor})``.
+
+        Args:
+            name: a Python identifier.
+            state: it is the state of a sampler that the caller steps himself.
+        """
+        return Vector(self, {}, Symbol("given", int(state), _identifier(name)))
 
     def call(self, name: str, *vectors: Any) -> Any:
         """What the caller's function returns for these vectors: ``Run(..., calls={name: function})``.
@@ -268,7 +276,7 @@ class Trace:
         self._named.append((symbol, x, clip, len(self.events)))
         return symbol
 
-    def _variable(self, x: Vector, kind: Any) -> Vector:
+    def _variable(self, x: Any, kind: Any) -> Any:
         self._name(x, Symbol(kind, sum(symbol.kind == kind for symbol, *_ in self._named)))
         return x
 
@@ -276,9 +284,7 @@ class Trace:
         """The symbol of a vector that outlives its step; it becomes a variable unless it has a symbol."""
         if x.home is not self:
             raise PlanError(f"{self.where} remembers a vector of another trace")
-        if x.symbol is None:
-            self._variable(x, "let")
-        return x.symbol
+        return x.symbol or self._variable(x, "let").symbol
 
 
 def snapped(at: Point) -> Real:

@@ -15,13 +15,14 @@ from fastdiff.backends import reference
 from fastdiff.errors import InputError
 from fastdiff.maths.churn import Churn
 from fastdiff.maths.draw import Draw
-from fastdiff.maths.guidance import COND, Guidance, Guide
+from fastdiff.maths.guidance import COND, Guide
 from fastdiff.maths.point import Point
-from fastdiff.maths.prediction import Prediction, named_prediction
-from fastdiff.maths.real import LOCK, mp
-from fastdiff.maths.schedule import Schedule, named_schedule
+from fastdiff.maths.prediction import Prediction
+from fastdiff.maths.real import LOCK
+from fastdiff.maths.schedule import Schedule
+from fastdiff.plans.compose import clip_of, guide_of, prediction_of, schedule_of, solver_of
 from fastdiff.rows.seeds import normalise_seeds
-from fastdiff.solvers.solver import Solver, named_solver
+from fastdiff.solvers.solver import Solver
 from fastdiff.solvers.trace import Trace
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -33,7 +34,7 @@ def eager_sample(
     shape: Sequence[int],
     seeds: int | Sequence[int] | Tensor,
     *,
-    schedule: str | Schedule = "edm",
+    schedule: str | Schedule | Sequence[float] = "edm",
     prediction: str | Prediction = "edm",
     solver: str | Solver = "heun",
     steps: int = 18,
@@ -50,7 +51,13 @@ def eager_sample(
         net: ``F(z, c_noise)``, z ``[B, ...]`` float64 and c_noise ``[B]``; of each branch where there are several.
         shape: ``[B, ...]``.
         seeds: as for ``fastdiff.sample``; the same noise is drawn.
-        schedule, prediction, solver, steps, guidance, churn, clip: as for ``fastdiff.plan``.
+        schedule: as for ``fastdiff.plan``, like all settings below.
+        prediction: what the network predicts.
+        solver: the sampler.
+        steps: number of noise levels.
+        guidance: of the branches.
+        churn: stochasticity.
+        clip: clamp of D.
         given: tensors that the solver asks for by name.
         calls: functions that the solver calls by name.
         state: the first state, in place of drawn noise.
@@ -59,16 +66,13 @@ def eager_sample(
         ``[B, ...]`` float64.
     """
     with LOCK:
-        chosen = named_schedule(schedule) if isinstance(schedule, str) else schedule
-        known = named_prediction(prediction) if isinstance(prediction, str) else prediction
-        method = named_solver(solver) if isinstance(solver, str) else solver
-        guide = guidance if hasattr(guidance, "branches") else Guidance(guidance)  # type: ignore[arg-type]
-        bound = None if clip is None else mp.mpf(clip)
-        trace = Eager(chosen, known, guide, churn or Churn(), steps, bound)  # type: ignore[arg-type]
+        chosen, known = schedule_of(schedule), prediction_of(prediction)
+        points = [Point(chosen.path, t) for t in chosen.grid(steps, known.round_sigma)]
+        trace = Eager(points, known, guide_of(guidance), churn or Churn(), steps, clip_of(clip))
         trace.networks = net if isinstance(net, Mapping) else {COND: net}
         trace.shape, trace.seeds = torch.Size(shape), normalise_seeds(seeds, shape[0])
         trace.tensors, trace.functions, trace.state = given or {}, calls or {}, state
-        return trace.run(method).value
+        return trace.run(solver_of(solver)).value
 
 
 class Eager(Trace):

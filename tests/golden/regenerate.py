@@ -14,7 +14,8 @@ from pathlib import Path
 from fastdiff.maths.churn import Churn
 from fastdiff.maths.guidance import Guidance
 from fastdiff.maths.schedule import Schedule, edm_levels, vp_path
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.compose import plan
+from fastdiff.plans.plan import Plan
 
 FOLDER = Path(__file__).parent
 EDM_CHURN = Churn(40.0, 0.05, 50.0, 1.003)

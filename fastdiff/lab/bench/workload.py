@@ -14,7 +14,8 @@ from torch import Tensor
 from fastdiff.errors import InputError
 from fastdiff.lab.bench.device import CPU, Device
 from fastdiff.maths.churn import Churn
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.compose import plan
+from fastdiff.plans.plan import Plan
 from fastdiff.rows.dtypes import STATE
 from fastdiff.testing import textbook
 

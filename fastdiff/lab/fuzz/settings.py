@@ -16,7 +16,8 @@ from fastdiff.maths.churn import Churn
 from fastdiff.maths.guidance import COND, UNCOND, Guidance
 from fastdiff.maths.prediction import PREDICTIONS, Prediction, named_prediction
 from fastdiff.maths.schedule import SCHEDULES, Schedule, named_schedule
-from fastdiff.plans.plan import Plan, plan
+from fastdiff.plans.compose import plan
+from fastdiff.plans.plan import Plan
 from fastdiff.solvers.solver import SOLVERS
 
 SPECIAL = ("nan", "inf", "-inf", "max", "subnormal", "-0.0")
