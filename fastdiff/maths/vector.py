@@ -23,9 +23,9 @@ class Symbol(NamedTuple):
 
     ``x`` is a network input, ``D`` a denoised prediction, ``F`` a network output, ``xi`` a draw, ``W`` a Brownian
     path at a point, ``let`` what a solver remembers, ``sum`` what the compiler carries, ``given`` a tensor of the
-    caller's and ``out`` what the caller's function returned. ``index`` counts events for x, D, F and out, and otherwise
-    tells symbols of a kind apart (1 marks a given one as the state). ``label`` is the branch of an F or D, the draw of a xi, or the name of a given or
-    called one. ``one`` is the vector of ones, which only inner products know.
+    caller's, ``out`` what the caller's function returned and ``one`` the vector of ones, which only inner products
+    know. ``index`` counts events for x, D, F and out, is 1 for a given state, and otherwise tells symbols of a kind
+    apart. ``label`` is the branch of an F or D, the draw of a xi, or the name of a given or called one.
     """
 
     kind: Kind

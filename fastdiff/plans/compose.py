@@ -150,9 +150,9 @@ def plan_step(
         x, left = trace.take(method, trace.given(f"x{step}", state=True), now, then, remembered)
         number = 1 + max((int(h.name[1:]) for h in _found(memory, Held) if h.name.startswith("m")), default=-1)
         names: dict[Symbol, str] = {}
-        for vector in _found(left, Vector):
-            if vector.symbol.kind != "given":
-                names.setdefault(vector.symbol, f"m{number + len(names)}")
+        for symbol in (trace.symbol_of(vector) for vector in _found(left, Vector)):
+            if symbol.kind != "given":
+                names.setdefault(symbol, f"m{number + len(names)}")
         result = trace.finish(x)
         _check_dtype(dtype)
         stages = Compiler(trace, result, partial_sums=False, kept=tuple(names)).stages()
@@ -161,7 +161,8 @@ def plan_step(
         title = f"{method.name} · one step from sigma {float(now.sigma):.6g} to {float(then.sigma):.6g}"
 
         def held(vector: Vector) -> Held:
-            return Held(vector.symbol.label if vector.symbol.kind == "given" else names[vector.symbol])
+            symbol = trace.symbol_of(vector)
+            return Held(symbol.label if symbol.kind == "given" else names[symbol])
 
         return StepPlan(Plan(rows, dtype, title, batched), _exchange(left, Vector, held))
 

@@ -131,7 +131,7 @@ class Trace:
             )
             raise PlanError(f"{self.where} returned {what}; a step returns (x, memory), and x is a vector")
         for remembered in _vectors(made[1]):
-            self._remember(remembered)
+            self.symbol_of(remembered)
         return made
 
     def start(self) -> Any:
@@ -260,7 +260,7 @@ class Trace:
         For what is no linear combination: masks, rotations, learned variances. It costs a launch and a store of
         each vector.
         """
-        arguments = tuple(self._remember(vector) for vector in vectors)
+        arguments = tuple(self.symbol_of(vector) for vector in vectors)
         self.events.append(Event(self.step or 0, call=(_identifier(name), arguments)))
         returned = Vector(self, {}, Symbol("out", len(self.events) - 1, name))
         return self._variable(Vector(self, {returned: mp.one}), "let")
@@ -280,7 +280,7 @@ class Trace:
         self._name(x, Symbol(kind, sum(symbol.kind == kind for symbol, *_ in self._named)))
         return x
 
-    def _remember(self, x: Any) -> Symbol:
+    def symbol_of(self, x: Any) -> Symbol:
         """The symbol of a vector that outlives its step; it becomes a variable unless it has a symbol."""
         if x.home is not self:
             raise PlanError(f"{self.where} remembers a vector of another trace")
