@@ -16,7 +16,7 @@
 namespace fastdiff::FD_ISA {
 
 constexpr int64_t kSlotBytes = 2048;
-constexpr int kPartial = kSources, kFirstResult = kPartial + 1, kSlots = kFirstResult + kMaxOutputs;
+constexpr int kPartial = kSources, kSlots = kPartial + 1;
 
 template <class T>
 constexpr int64_t kTile = kSlotBytes / sizeof(T);
@@ -69,15 +69,15 @@ class Launch {
   const Walk walk;
   const int64_t positions;
   bool shared, entered = false;
-  // Outputs that anyone wants, so ordered that none overwrites a column which a later one reads, where that
-  // is possible; `direct` marks those that go straight to their buffer.
+  // Outputs that anyone wants, each after those that it reads, and so ordered that none overwrites a column
+  // which a later one reads, where that is possible; `direct` marks those that go straight to their buffer.
   int wanted = 0;
   uint8_t order[kMaxOutputs];
   bool direct[kMaxOutputs];
 
   SampleArgs<T> sample;
   uint64_t used;
-  Terms<T> derived, result[kMaxOutputs];
+  Terms<T> result[kMaxOutputs];
   T c_in;
   Key key;
   Listed list;
@@ -136,30 +136,47 @@ class Launch {
 
   static uint64_t bit(int s) { return (uint64_t)1 << s; }
 
-  // Whether output o reads straight from the memory that a store to `target` overwrites.
-  bool reads(int o, const Buffer& target) const {
+  // Whether output o has a source for which `test` holds.
+  template <class Test>
+  bool any_source(int o, Test test) const {
     const Output& out = p.output[o];
-    auto clash = [&](int s) {
-      return s < kDerived && a.column[s].data == target.data && a.column[s].dtype == a.state;
-    };
-    if (out.base >= 0 && clash(out.base)) return true;
+    if (out.base >= 0 && test(out.base)) return true;
     for (int k = out.first; k < out.first + out.terms + out.noises; ++k) {
-      if (clash(p.source[k])) return true;
+      if (test(p.source[k])) return true;
     }
     return false;
   }
 
+  // Whether output o reads straight from the memory that a store to `target` overwrites.
+  bool reads(int o, const Buffer& target) const {
+    return any_source(o, [&](int s) {
+      return s < kFirstOutput && a.column[s].data == target.data && a.column[s].dtype == a.state;
+    });
+  }
+
+  bool needs(int o, int earlier) const {
+    return any_source(o, [&](int s) { return s == kFirstOutput + earlier; });
+  }
+
   void order_outputs() {
+    bool is_wanted[kMaxOutputs] = {};
+    for (int o = p.outputs - 1; o >= 0; --o) {
+      is_wanted[o] = a.store[o].data || (a.z.data && o == p.network);
+      for (int later = o + 1; later < p.outputs; ++later)
+        is_wanted[o] = is_wanted[o] || (is_wanted[later] && needs(later, o));
+    }
     uint8_t left[kMaxOutputs];
     int count = 0;
     for (int o = 0; o < p.outputs; ++o) {
-      if (a.store[o].data || (a.z.data && o == p.network)) left[count++] = (uint8_t)o;
+      if (is_wanted[o]) left[count++] = (uint8_t)o;
     }
     while (count) {
+      // The first one left reads none of the others.
       int pick = 0;
       bool safe = false;
       for (int i = 0; i < count && !safe; ++i) {
         safe = true;
+        for (int j = 0; j < i; ++j) safe = safe && !needs(left[i], left[j]);
         for (int j = 0; j < count; ++j) safe = safe && (i == j || !reads(left[j], a.store[left[i]]));
         if (safe) pick = i;
       }
@@ -193,11 +210,6 @@ class Launch {
       if (out.base >= 0) terms.push(T(1), out.base);
       gather(terms, out.first + out.terms, out.noises);
       mark(terms);
-    }
-    derived.count = 0;
-    if (used & bit(kDerived)) {
-      gather(derived, 0, p.d_terms);
-      mark(derived);
     }
     c_in = a.z.data && is_present(sample.present, p.c_in) ? sample.coef[p.c_in] : T(1);
   }
@@ -244,15 +256,17 @@ class Launch {
     finish_noise(s, out, n);
   }
 
-  void derive(int64_t n) {
-    T* out = slot(kDerived);
-    sum(derived, out, n);
-    if (p.d_bound >= 0 && is_present(sample.present, p.d_bound)) clamp_all(out, sample.coef[p.d_bound], n);
-    if (p.d_scale >= 0 && is_present(sample.present, p.d_scale)) {
+  // Output o into `out`, which may be a column that it reads.
+  void make(int o, T* out, int64_t n) {
+    const Output& output = p.output[o];
+    sum(result[o], out, n);
+    if (output.bound >= 0 && is_present(sample.present, output.bound))
+      clamp_all(out, sample.coef[output.bound], n);
+    if (output.scale >= 0 && is_present(sample.present, output.scale)) {
       const T* in = out;
-      kCombine<T>[1](out, &in, sample.coef + p.d_scale, n);
+      kCombine<T>[1](out, &in, sample.coef + output.scale, n);
     }
-    source[kDerived] = out;
+    source[kFirstOutput + o] = out;
   }
 
   void write(const Buffer& to, int64_t first, const T* from, T c, int64_t n) {
@@ -268,7 +282,7 @@ class Launch {
 
   // Elements [i, i + n) of sample b, whose noise is drawn already.
   void tile(int64_t b, int64_t i, int64_t n) {
-    for (uint64_t rest = used & (bit(kDerived) - 1); rest; rest &= rest - 1) {
+    for (uint64_t rest = used & (bit(kFirstOutput) - 1); rest; rest &= rest - 1) {
       const int s = __builtin_ctzll(rest);
       const Buffer& column = a.column[s];
       const char* at = (const char*)column.data + (b * column.batch_stride + i) * kItemSize[column.dtype];
@@ -278,21 +292,18 @@ class Launch {
       kWiden<T>[column.dtype](slot(s), at, n);
       source[s] = slot(s);
     }
-    if (used & bit(kDerived)) derive(n);
-    const T* value[kMaxOutputs];
     for (int j = 0; j < wanted; ++j) {
       const int o = order[j];
       const Buffer& store = a.store[o];
-      T* out = direct[o] ? (T*)store.data + b * store.batch_stride + i : slot(kFirstResult + o);
-      sum(result[o], out, n);
-      value[o] = out;
+      make(o, direct[o] ? (T*)store.data + b * store.batch_stride + i : slot(kFirstOutput + o), n);
     }
     for (int j = 0; j < wanted; ++j) {
       const int o = order[j];
       const Buffer& store = a.store[o];
-      if (store.data && !direct[o]) write(store, b * store.batch_stride + i, value[o], T(1), n);
+      if (store.data && !direct[o])
+        write(store, b * store.batch_stride + i, source[kFirstOutput + o], T(1), n);
     }
-    if (a.z.data) write_copies(b, i, value[p.network], n);
+    if (a.z.data) write_copies(b, i, source[kFirstOutput + p.network], n);
   }
 
   void write_copies(int64_t b, int64_t i, const T* from, int64_t n) {

@@ -84,7 +84,7 @@ void add_row(Loop& loop, const std::vector<int64_t>& program, Table coef, Table 
   args.present_stride = present.second;
   args.draws = (const int64_t*)draws.first;
   args.draws_stride = draws.second;
-  if (stores.size() > (size_t)kMaxOutputs) throw py::value_error("at most 4 stores fit in one row");
+  if (stores.size() > (size_t)kMaxOutputs) throw py::value_error("at most 6 stores fit in one row");
   for (size_t o = 0; o < stores.size(); ++o) {
     if (!stores[o].is_none()) args.store[o] = buffer_from(stores[o]);
   }

@@ -1,6 +1,6 @@
 // The ops fastdiff::stage and fastdiff::fill_noise on the CPU, in LibTorch's stable ABI: one binary for
-// torch 2.10 and later. Schemas are in fastdiff/ops/schema.py. Everything is checked again here, before anything is
-// written, because the dispatcher can be called directly.
+// torch 2.10 and later. Schemas are in fastdiff/ops/schema.py. Everything is checked again here, before
+// anything is written, because the dispatcher can be called directly.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -193,7 +193,8 @@ void launch(const StageArgs& args) {
 void stage(std::vector<Tensor> columns, Tensor coef, std::optional<Tensor> present,
            std::optional<Tensor> seeds, std::optional<Tensor> draws, std::vector<int64_t> program,
            std::optional<Tensor> w0, std::optional<Tensor> w1, std::optional<Tensor> w2,
-           std::optional<Tensor> w3, std::optional<Tensor> z) {
+           std::optional<Tensor> w3, std::optional<Tensor> w4, std::optional<Tensor> w5,
+           std::optional<Tensor> z) {
   const DType state = dtype_of(coef, "coef");
   STD_TORCH_CHECK(state == kFloat32 || state == kFloat64, "coef must be float32 or float64, the state type");
   Operands operands(state);
@@ -205,7 +206,7 @@ void stage(std::vector<Tensor> columns, Tensor coef, std::optional<Tensor> prese
                   " columns were given; the program reads ", (int)p.columns);
   for (int c = 0; c < p.columns; ++c)
     args.column[c] = operands.read(columns[c], "column " + std::to_string(c));
-  const std::optional<Tensor>* stores[kMaxOutputs] = {&w0, &w1, &w2, &w3};
+  const std::optional<Tensor>* stores[kMaxOutputs] = {&w0, &w1, &w2, &w3, &w4, &w5};
   for (int o = 0; o < kMaxOutputs; ++o) {
     if (!*stores[o]) continue;
     STD_TORCH_CHECK(o < p.outputs, "w", o, " was given; the program has ", (int)p.outputs, " outputs");
@@ -239,7 +240,7 @@ void stage(std::vector<Tensor> columns, Tensor coef, std::optional<Tensor> prese
 void fill_noise(Tensor out, Tensor seeds, Tensor draws) {
   static constexpr double kOne64[1] = {1.0};
   static constexpr float kOne32[1] = {1.0f};
-  static constexpr int64_t kProgram[] = {0, 1, -1, -1, 0, 0, 1, -1, 0, 1, 0};
+  static constexpr int64_t kProgram[] = {0, 1, -1, 1, -1, 0, 1, 0, 0, 0};
   const DType state = dtype_of(out, "out") == kFloat64 ? kFloat64 : kFloat32;
   Operands operands(state);
   StageArgs& args = operands.args;
