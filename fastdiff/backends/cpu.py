@@ -16,9 +16,10 @@ from types import ModuleType
 import torch
 
 from fastdiff.backends.registry import fill_noise_by_dispatcher as fill_noise
+from fastdiff.backends.registry import gram_by_dispatcher as gram
 from fastdiff.backends.registry import stage_by_dispatcher as stage
 
-__all__ = ["details", "fill_noise", "host", "stage", "unavailable"]
+__all__ = ["details", "fill_noise", "gram", "host", "stage", "unavailable"]
 
 REBUILD = "install fastdiff with a C++17 compiler, in an environment that has torch: pip install --no-build-isolation"
 

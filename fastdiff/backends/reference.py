@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiff.rows.call import Call
+from fastdiff.rows.call import Call, GramCall
+from fastdiff.rows.gram import OPERATIONS
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -213,6 +214,113 @@ def _draw(call: Call, shape: torch.Size) -> Sequence[Tensor]:
     assert call.draws is not None
     flat = normals(sample_numel(shape), call.seeds[:, None], call.draws)
     return flat.to(call.coef.dtype).view(shape[0], call.program.draws, *shape[1:]).unbind(1)
+
+
+def gram(call: GramCall) -> None:
+    """Make a row's scalars, and the coefficients that follow from them; everything in float64."""
+    program, batch = call.program, call.scalars.shape[0]
+    numel = sample_numel(call.columns[0].shape) if call.columns else 1
+    take = iter(call.numbers.unbind(1))
+    sources = [column.double().reshape(batch, numel) for column in call.columns]
+    if program.draws:
+        assert call.seeds is not None
+        assert call.draws is not None
+        sources += normals(numel, call.seeds[:, None], call.draws).double().unbind(1)
+    sources.append(torch.ones((), dtype=torch.float64, device=call.scalars.device))
+
+    vectors = []
+    for places in program.vectors:
+        v = Sum()
+        for place in places:
+            v.add(True, next(take)[:, None] * sources[place])
+        zero = torch.zeros((), dtype=torch.float64, device=call.scalars.device)
+        vectors.append((zero if v.total is None else v.total).expand(batch, numel))
+    scalars = []
+    for kind, a, b, c in program.sums:
+        if kind == 0:
+            scalars.append(tree_sum(vectors[a] * vectors[b]))
+        else:
+            atol, rtol = next(take)[:, None], next(take)[:, None]
+            q = vectors[a] / _larger(atol, rtol * _larger(vectors[b].abs(), vectors[c].abs()))
+            scalars.append(tree_sum(q * q))
+    for operation, left, right in program.steps:
+        match OPERATIONS[operation]:
+            case "number":
+                made = next(take)
+            case "add":
+                made = scalars[left] + scalars[right]
+            case "sub":
+                made = scalars[left] - scalars[right]
+            case "mul":
+                made = scalars[left] * scalars[right]
+            case "div":
+                made = scalars[left] / scalars[right]
+            case "sqrt":
+                made = square_root(scalars[left])
+            case _:
+                made = _larger(scalars[left], scalars[right])
+        scalars.append(made)
+    call.scalars.copy_(torch.stack([s.expand(batch) for s in scalars], 1))
+    coefficients = []
+    for places in program.coefficients:
+        total = next(take)
+        for place in places:
+            total = total + next(take) * scalars[place]
+        coefficients.append(total.expand(batch))
+    if call.coef is not None and coefficients:
+        call.coef.copy_(torch.stack(coefficients, 1).to(call.coef.dtype))
+
+
+CHUNK, LANES = 4096, 128
+
+
+def tree_sum(values: Tensor) -> Tensor:
+    """The sum over the last dimension in the one order there is.
+
+    A *quad* of neighbours is ``(p0 + p1) + (p2 + p3)``. A chunk of 4,096 values is 1,024 quads: lane l adds its quads
+    l, l + 128, ... one after the other to +0, then lane l adds lane l + 64, l + 32, ... down to one number. The chunks'
+    numbers are summed in the same way, until one is left. What is missing in the last chunk is +0.
+    """
+    while True:
+        chunks = max(1, (values.shape[-1] + CHUNK - 1) // CHUNK)
+        whole = torch.nn.functional.pad(values, (0, chunks * CHUNK - values.shape[-1]))
+        quads = whole.view(*values.shape[:-1], chunks, CHUNK // (4 * LANES), LANES, 4)
+        quads = (quads[..., 0] + quads[..., 1]) + (quads[..., 2] + quads[..., 3])
+        lanes = torch.zeros_like(quads[..., 0, :])
+        for row in quads.unbind(-2):
+            lanes = lanes + row
+        while lanes.shape[-1] > 1:
+            half = lanes.shape[-1] // 2
+            lanes = lanes[..., :half] + lanes[..., half:]
+        values = lanes[..., 0]
+        if chunks == 1:
+            return values[..., 0]
+
+
+SPLITTER = 2.0**27 + 1
+
+
+def square_root(x: Tensor) -> Tensor:
+    """The float64 square root, rounded once; that of torch on a CPU is one unit off now and then.
+
+    torch's root r is improved by ``(m - r^2) / (2 r)``, with the square exact in two parts (Dekker, 1971); the sum is then
+    rounded rightly, because no root of a float64 number lies that near to the middle of two (Markstein, 1990).
+    """
+    mantissa, exponent = torch.frexp(x)
+    odd = exponent & 1
+    m = torch.ldexp(mantissa, odd)
+    r = m.sqrt()
+    high = r * SPLITTER - (r * SPLITTER - r)
+    low = r - high
+    square = r * r
+    rest = ((high * high - square) + 2 * high * low) + low * low
+    better = torch.ldexp(r + ((m - square) - rest) / (2 * r), (exponent - odd) // 2)
+    return torch.where((x > 0) & x.isfinite(), better, x.sqrt())
+
+
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    """The larger of two; NaN where either is."""
+    return torch.where((a > b) | a.isnan(), a, b)
 
 
 def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:

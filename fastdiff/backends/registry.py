@@ -19,12 +19,13 @@ from torch import Tensor
 
 from fastdiff.backends import reference
 from fastdiff.errors import BackendError
-from fastdiff.rows.call import Call
+from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.dtypes import NETWORK_TYPES
 from fastdiff.rows.program import MAX_OUTPUTS
 
 Stage = Callable[[Call], None]
 FillNoise = Callable[[Tensor, Tensor, Tensor], None]
+MakeGram = Callable[[GramCall], None]
 Prepared = Callable[[Sequence[Tensor]], None]
 """A launch that is given its missing columns."""
 Prepare = Callable[[Call], Prepared]
@@ -42,6 +43,7 @@ class Backend:
         details: one line about what was built or found.
         stage: as ``fastdiff.backends.reference.stage``.
         fill_noise: as ``fastdiff.backends.reference.fill_noise``.
+        gram: as ``fastdiff.backends.reference.gram``.
         dtypes: storage types it reads and writes.
         unasked: device types on which it is taken without being forced; all of ``devices`` if None.
         prepare: binds a call once for many launches (columns that come later are None); without it ``stage`` is
@@ -54,6 +56,7 @@ class Backend:
     details: Callable[[], str]
     stage: Stage
     fill_noise: FillNoise
+    gram: MakeGram
     layouts: tuple[str, ...] = ("row-major", "channels-last", "either")
     dtypes: tuple[torch.dtype, ...] = NETWORK_TYPES
     unasked: tuple[str, ...] | None = None
@@ -100,6 +103,12 @@ def stage_by_dispatcher(call: Call) -> None:
     torch.ops.fastdiff.stage(*flat)
 
 
+def gram_by_dispatcher(call: GramCall) -> None:
+    """Make scalars and coefficients by the kernel that is registered for the tensors' dispatch key."""
+    flat = call.columns, call.numbers, call.seeds, call.draws, call.program.integers, call.coef, call.scalars
+    torch.ops.fastdiff.gram(*flat)
+
+
 def fill_noise_by_dispatcher(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
     """Draw noise by the kernel that is registered for the tensor's dispatch key."""
     torch.ops.fastdiff.fill_noise(out, seeds, draws)
@@ -118,6 +127,7 @@ def _deferred(name: str, device: str) -> Backend:
         details=lambda: module().details(),
         stage=lambda call: module().stage(call),
         fill_noise=lambda *call: module().fill_noise(*call),
+        gram=lambda call: module().gram(call),
     )
 
 
@@ -132,6 +142,7 @@ BACKENDS = (
         details=lambda: f"plain PyTorch {torch.__version__}",
         stage=reference.stage,
         fill_noise=reference.fill_noise,
+        gram=reference.gram,
         # On a GPU it would be some hundred launches for one, which nobody should get without knowing.
         unasked=("cpu",),
     ),

@@ -16,9 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fastdiff.backends import reference
 from fastdiff.backends.registry import choose, fill_noise_by_dispatcher, forced_backend
 from fastdiff.ops.gradient import arriving, column_gradients, dtype_codes
-from fastdiff.rows.call import Call
-from fastdiff.rows.checks import check_fill_noise, check_functional, check_layouts, check_stage
+from fastdiff.rows.call import Call, GramCall
+from fastdiff.rows.checks import check_fill_noise, check_functional, check_gram, check_layouts, check_stage
 from fastdiff.rows.dtypes import NETWORK_TYPES
+from fastdiff.rows.gram import GramProgram, parse_gram
 from fastdiff.rows.layout import CHANNELS_LAST
 from fastdiff.rows.program import MAX_OUTPUTS, Program, parse
 from fastdiff.rows.seeds import draw_table, normalise_seeds
@@ -30,6 +31,10 @@ _library.define(
     "stage(Tensor[] columns, Tensor coef, Tensor? present, Tensor? seeds, Tensor? draws, int[] program, "
     "Tensor(a!)? w0, Tensor(b!)? w1, Tensor(c!)? w2, Tensor(d!)? w3, Tensor(e!)? w4, Tensor(f!)? w5, "
     "Tensor(g!)? z) -> ()"
+)
+_library.define(
+    "gram(Tensor[] columns, Tensor numbers, Tensor? seeds, Tensor? draws, int[] program, Tensor(a!)? coef, "
+    "Tensor(b!) scalars) -> ()"
 )
 _library.define("fill_noise(Tensor(a!) out, Tensor seeds, Tensor draws) -> ()")
 _library.define(
@@ -115,6 +120,40 @@ def stage_functional(
     return torch.ops.fastdiff.stage_functional(columns, *tables, list(outputs), dtype_codes(dtypes), z_dtype, copies)
 
 
+def gram(
+    columns: Sequence[Tensor],
+    numbers: Tensor,
+    program: GramProgram | Sequence[int],
+    *,
+    scalars: Tensor,
+    coef: Tensor | None = None,
+    seeds: Tensor | None = None,
+    draws: Tensor | None = None,
+) -> None:
+    """Inner products of every sample, and the coefficients that follow from them; see ``docs/gram.md``.
+
+    Args:
+        columns: tensors ``[B, ...]`` of one shape and layout, in any floating dtype.
+        numbers: float64 ``[1 or B, N]``: all numbers of the program, in its order.
+        program: the structure, ``fastdiff.rows.row.Row.gram_program`` or its integers.
+        scalars: float64 ``[B, S]``, written: sums, then steps.
+        coef: float32 or float64 ``[B, K]``, written: the coefficients of a row in its state type.
+        seeds: int64 ``[B]``; needed where the program draws noise.
+        draws: int64 ``[1 or B, D, 4]``: purpose, tensor, draw, sub_draw of each draw.
+
+    Raises:
+        InputError: an argument does not fit, or there is nothing to sum; nothing has been written.
+        BackendError: no backend can run the call.
+    """
+    if _is_traced(scalars) and not _reference_forced():
+        integers = program.integers if isinstance(program, GramProgram) else list(program)
+        torch.ops.fastdiff.gram(columns, numbers, seeds, draws, integers, coef, scalars)
+        return
+    parsed = program if isinstance(program, GramProgram) else parse_gram(program)
+    run = reference.gram if _is_traced(scalars) else _checked_gram
+    run(GramCall(columns, numbers, parsed, scalars, coef, seeds, draws))
+
+
 def fill_noise(
     out: Tensor,
     seeds: int | Sequence[int] | Tensor,
@@ -180,6 +219,13 @@ def _dtypes(call: Call) -> tuple[torch.dtype, ...]:
     return tuple({tensor.dtype for tensor in (call.coef, *call.columns, *call.written)})
 
 
+def _checked_gram(call: GramCall) -> None:
+    layout = check_gram(call)
+    run = choose(call.scalars.device.type, [column.dtype for column in call.columns], layout).gram
+    if call.scalars.numel():
+        run(call)
+
+
 def _checked_fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
     layout = check_fill_noise(out, seeds, draws)
     run = choose(out.device.type, (out.dtype,), layout).fill_noise
@@ -201,6 +247,15 @@ def _call(columns, coef, present, seeds, draws, program, *written) -> Call:  # n
     """The flat arguments of the dispatcher's ``stage`` as one value."""
     parsed, (*stores, z) = parse(program), written
     return Call(columns, coef, parsed, seeds, draws, present, stores[: len(parsed.outputs)], z)
+
+
+def _gram_kernel(columns, numbers, seeds, draws, program, coef, scalars) -> None:  # noqa: ANN001
+    _checked_gram(GramCall(columns, numbers, parse_gram(program), scalars, coef, seeds, draws))
+
+
+def _gram_fake(columns, numbers, seeds, draws, program, coef, scalars) -> None:  # noqa: ANN001
+    call = GramCall(columns, numbers, parse_gram(program), scalars, coef, seeds, draws)
+    choose(scalars.device.type, [column.dtype for column in columns], check_gram(call))
 
 
 def _fill_noise_fake(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
@@ -257,6 +312,7 @@ def _backward(ctx, gradients):  # noqa: ANN001, ANN202
 
 for _name, _kernel, _fake in (
     ("stage", _stage_kernel, _stage_fake),
+    ("gram", _gram_kernel, _gram_fake),
     ("fill_noise", _checked_fill_noise, _fill_noise_fake),
     ("stage_functional", _functional_kernel, _functional_fake),
 ):

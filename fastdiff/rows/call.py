@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastdiff.rows.gram import GramProgram
 from fastdiff.rows.program import Program
 
 
@@ -38,3 +39,25 @@ class Call(NamedTuple):
     def written(self) -> list[Tensor]:
         """The tensors that are written."""
         return [tensor for tensor in (*self.stores, self.z) if tensor is not None]
+
+
+class GramCall(NamedTuple):
+    """One run of a row's gram.
+
+    Args:
+        columns: tensors ``[B, ...]`` of one shape, any floating dtype; widened to float64.
+        numbers: float64 ``[1 or B, N]``: what the program reads, in its order.
+        program: the gram's structure.
+        scalars: float64 ``[B, S]``, written: sums, then steps.
+        coef: ``[B, K]`` in the state type, written: the coefficients of the row; or None.
+        seeds: int64 ``[B]``; needed when the program draws noise.
+        draws: int64 ``[1 or B, D, 4]``: purpose, tensor, draw, sub_draw of each draw.
+    """
+
+    columns: Sequence[Tensor]
+    numbers: Tensor
+    program: GramProgram
+    scalars: Tensor
+    coef: Tensor | None = None
+    seeds: Tensor | None = None
+    draws: Tensor | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff.errors import InputError
-from fastdiff.rows.call import Call
+from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.dtypes import NETWORK_TYPES, STATE_TYPES
 from fastdiff.rows.layout import common_layout, layout, same_memory, samples_overlap, share_memory, span
 from fastdiff.rows.program import Program
@@ -116,6 +116,55 @@ def check_fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> str:
     return found
 
 
+def check_gram(call: GramCall) -> str:
+    """Check the arguments of ``gram``.
+
+    Returns:
+        The layout that all columns share.
+
+    Raises:
+        InputError: something does not fit, or there is nothing to sum; nothing has been written.
+    """
+    program, reads = call.program, _named("column", call.columns)
+    if len(reads) != program.columns:
+        raise InputError(f"{len(reads)} columns were given; the program reads {program.columns}")
+    if not reads:
+        raise InputError("gram was given no column; pass one, so that the number of elements is known")
+    _check_tensors(reads)
+    shape = call.columns[0].shape
+    _check_shapes(shape, reads)
+    batch = shape[0]
+    if batch and not shape[1:].numel():
+        raise InputError(f"a sample of shape {tuple(shape[1:])} has no elements, so there is nothing to sum")
+    _check_types(torch.float64, [(name, column.dtype) for name, column in reads])
+    _check_small("numbers", call.numbers, (torch.float64,), (program.numbers,))
+    _check_table("numbers", call.numbers, torch.float64, batch)
+    written = [("scalars", call.scalars)]
+    _check_small("scalars", call.scalars, (torch.float64,), (program.scalars,))
+    if call.coef is not None:
+        _check_small("coef", call.coef, STATE_TYPES, (len(program.coefficients),))
+        written.append(("coef", call.coef))
+    for name, tensor in written:
+        if tensor.shape[0] != batch:
+            raise InputError(f"{name} has {tensor.shape[0]} rows; it must have one for each of the {batch} samples")
+        _check_table(name, tensor, tensor.dtype, batch)
+    tables = [("numbers", call.numbers)]
+    if program.draws:
+        tables += _check_noise(call.seeds, call.draws, program.draws, batch)
+    _check_device([*reads, *tables, *written])
+    found = check_layouts(reads)
+    # No column may be written in place here.
+    _check_overlap([(f"input {name}", tensor) for name, tensor in (*reads, *tables)], written)
+    return found
+
+
+def _check_small(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], sizes: tuple[int, ...]) -> None:
+    """Refuse anything but a tensor ``[rows, *sizes]`` of one of these dtypes."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in dtypes or tensor.shape[1:] != sizes or not tensor.dim():
+        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise InputError(f"{name} is {describe(tensor)}; it must be {allowed} [rows, {', '.join(map(str, sizes))}]")
+
+
 def check_layouts(tensors: Named) -> str:
     """The layout that all of these share.
 
@@ -200,17 +249,20 @@ def _check_tables(call: Call, batch: int) -> list[tuple[str, Tensor]]:
             raise InputError(f"present is {describe(present)}; it must be int64 [1 or {batch}]")
         _check_table("present", present, torch.int64, batch)
         found.append(("present", present))
-    if parsed.draws:
-        if seeds is None or draws is None:
-            missing = "seeds" if seeds is None else "draws"
-            raise InputError(f"{missing} is None; the program draws noise, so pass seeds [{batch}] and draws")
-        if not isinstance(draws, Tensor) or draws.dim() != 3 or draws.shape[1:] != (parsed.draws, 4):
-            raise InputError(f"draws is {describe(draws)}; it must be int64 [1 or {batch}, {parsed.draws}, 4]")
-        _check_table("draws", draws, torch.int64, batch)
-        check_seeds(seeds, batch)
-        _check_draw_values(draws)
-        found += [("seeds", seeds), ("draws", draws)]
-    return found
+    return found + _check_noise(seeds, draws, parsed.draws, batch) if parsed.draws else found
+
+
+def _check_noise(seeds: Tensor | None, draws: Tensor | None, count: int, batch: int) -> list[tuple[str, Tensor]]:
+    """Check seeds and draws of a program that draws noise, and return them with their names."""
+    if seeds is None or draws is None:
+        missing = "seeds" if seeds is None else "draws"
+        raise InputError(f"{missing} is None; the program draws noise, so pass seeds [{batch}] and draws")
+    if not isinstance(draws, Tensor) or draws.dim() != 3 or draws.shape[1:] != (count, 4):
+        raise InputError(f"draws is {describe(draws)}; it must be int64 [1 or {batch}, {count}, 4]")
+    _check_table("draws", draws, torch.int64, batch)
+    check_seeds(seeds, batch)
+    _check_draw_values(draws)
+    return [("seeds", seeds), ("draws", draws)]
 
 
 def _check_table(name: str, table: Tensor, dtype: torch.dtype, batch: int) -> None:

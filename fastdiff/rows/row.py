@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.draw import Draw
-from fastdiff.rows.gram import Gram
+from fastdiff.rows.gram import Gram, GramProgram
 from fastdiff.rows.program import (
     MAX_COEFFICIENTS,
     MAX_COLUMNS,
@@ -221,6 +221,22 @@ class Row:
             for output in self.outputs
         )
         return Program(len(self.columns), tuple(formulas), len(self.draws), self.network)
+
+    @cached_property
+    def gram_program(self) -> GramProgram | None:
+        """The structure of the row's gram, up to the coefficients that it makes; None without one."""
+        if self.gram is None:
+            return None
+        used = [tuple(s for s, _ in c.terms) if isinstance(c, Affine) else () for c in self.coefficients]
+        return self.gram.program(self.columns, [name for name, _ in self.draws], used)
+
+    @property
+    def gram_numbers(self) -> list[float]:
+        """The numbers of the row's gram; a coefficient's are its constant and its factors."""
+        found = [] if self.gram is None else self.gram.numbers
+        for c in self.coefficients if self.gram is not None else ():
+            found += [c.constant, *(factor for _, factor in c.terms)] if isinstance(c, Affine) else [c]
+        return found
 
     def bound(
         self,
