@@ -31,21 +31,23 @@ __device__ inline void for_each_group(const StageArgs& a, Visit visit) {
 }
 
 template <class T, Drawing kDrawing>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks) stage_kernel(const __grid_constant__ StageArgs a) {
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
+    stage_kernel(const __grid_constant__ SlottedArgs a) {
   const Slots<T> slots = own_slots<T>();
-  for_each_group<T>(a, [&](const Group& group) { stage<T, kDrawing>({a, slots, group}); });
+  for_each_group<T>(a.args, [&](const Group& group) { stage<T, kDrawing>({a, slots, group}); });
 }
 
 // Draw 0 and nothing else into store 0; T is wide enough for its dtype.
 template <class T, Drawing kDrawing>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks) noise_kernel(const __grid_constant__ StageArgs a) {
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
+    noise_kernel(const __grid_constant__ SlottedArgs a) {
   const Slots<T> slots = own_slots<T>();
-  for_each_group<T>(a, [&](const Group& group) {
+  for_each_group<T>(a.args, [&](const Group& group) {
     const Work<T> work = {a, slots, group};
     draw_normals<kDrawing>(work, 0);
     Sums<T> sums;
-    sums.add(work, T(1), spare_slot(a.program));
-    store(work, a.store[0], sums.total, 1);
+    sums.add(work, T(1), a.spare);
+    store(work, a.args.store[0], sums.total, 1);
   });
 }
 
@@ -74,13 +76,14 @@ class DeviceGuard {
   cudaError_t problem_;
 };
 
-using Kernel = void(StageArgs);
+using Kernel = void(SlottedArgs);
 
 // Null, or what the runtime says went wrong. Samples of few quads share a block.
 template <class T>
 const char* launch(Kernel* kernel, const StageArgs& a, int device, cudaStream_t stream) {
   if (a.batch == 0 || a.numel == 0) return nullptr;
-  const int64_t quads = ceiling(a.numel, kQuad), slots = slots_of(a.program);
+  const SlottedArgs slotted = give_slots(a);
+  const int64_t quads = ceiling(a.numel, kQuad), slots = slots_of(slotted);
   const int64_t columns = ceiling(quads, quads * a.batch >= FD_CROWD ? kQuads<T> : 1);
   int threads = kMaxThreads, x = 1;
   while (threads * slots * Slots<T>::kBytes > kSharedBytes) threads /= 2;
@@ -88,7 +91,7 @@ const char* launch(Kernel* kernel, const StageArgs& a, int device, cudaStream_t 
   const dim3 block(x, threads / x);
   const int64_t wide = ceiling(columns, block.x), high = ceiling(a.batch, block.y);
   const dim3 grid(at_most(wide, kMaxGridX), at_most(high, kMaxGridY));
-  void* arguments[] = {(void*)&a};
+  void* arguments[] = {(void*)&slotted};
   const size_t shared = threads * slots * Slots<T>::kBytes;
   const DeviceGuard guard(device);
   cudaError_t problem = guard.problem();
@@ -146,4 +149,4 @@ FD_EXPORT void fastdiff_cuda_versions(int32_t* driver, int32_t* runtime) {
 FD_EXPORT const char* fastdiff_cuda_targets() { return FD_CUDA_TARGETS; }
 
 // Changes with the layout of the arguments, so that callers of another build are refused.
-FD_EXPORT uint64_t fastdiff_cuda_abi() { return 1 ^ (uint64_t)sizeof(fastdiff::StageArgs) << 32; }
+FD_EXPORT uint64_t fastdiff_cuda_abi() { return 2 ^ (uint64_t)sizeof(fastdiff::StageArgs) << 32; }

@@ -18,17 +18,17 @@ from torch import Tensor
 
 from fastdiff.backends.registry import Prepared
 from fastdiff.errors import BackendError
+from fastdiff.rows.call import Call
 from fastdiff.rows.dtypes import NETWORK_TYPES
 from fastdiff.rows.layout import CHANNELS_LAST, layout
-from fastdiff.rows.program import parse
-from fastdiff.rows.row import MAX_COEFFICIENTS, MAX_COLUMNS, MAX_OUTPUTS
+from fastdiff.rows.program import MAX_COEFFICIENTS, MAX_COLUMNS, MAX_OUTPUTS, Formula, Program
 
-ABI = 1
+ABI = 2
 REBUILD = "install fastdiff where nvcc and a CUDA build of torch are: pip install --no-build-isolation"
 DTYPES = {dtype: code for code, dtype in enumerate(NETWORK_TYPES)}
-DERIVED = MAX_COLUMNS
-FIRST_DRAW = DERIVED + 1
-NOISE = (0, 1, -1, -1, 0, 0, 1, -1, 0, 1, 0)
+FIRST_OUTPUT = MAX_COLUMNS
+FIRST_DRAW = FIRST_OUTPUT + MAX_OUTPUTS
+NOISE = Program(columns=0, outputs=(Formula(noise=(0,)),), draws=1)
 """The program of one draw and nothing else."""
 
 
@@ -42,14 +42,14 @@ class _Output(ctypes.Structure):
         ("first", ctypes.c_uint8),
         ("terms", ctypes.c_uint8),
         ("noises", ctypes.c_uint8),
+        ("bound", ctypes.c_int8),
+        ("scale", ctypes.c_int8),
     )
 
 
 class _Program(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int8) for name in ("columns", "draws", "network", "d_terms", "d_bound", "d_scale")),
-        ("outputs", ctypes.c_int8),
-        ("c_in", ctypes.c_int8),
+        *((name, ctypes.c_int8) for name in ("columns", "draws", "network", "outputs", "c_in")),
         ("coefficients", ctypes.c_uint8),
         ("source", ctypes.c_uint8 * MAX_COEFFICIENTS),
         ("output", _Output * MAX_OUTPUTS),
@@ -119,38 +119,19 @@ class Library:
             return f"fastdiff._cuda is compiled for {', '.join(self.targets)}; this device has capability {asked}"
         return None
 
-    def stage(
-        self,
-        columns: Sequence[Tensor],
-        coef: Tensor,
-        present: Tensor | None,
-        seeds: Tensor | None,
-        draws: Tensor | None,
-        program: Sequence[int],
-        stores: Sequence[Tensor | None],
-        z: Tensor | None,
-    ) -> None:
-        """Run one row; arguments as for ``fastdiff.backends.reference.stage``, in one launch."""
-        _launch(self._stage, _stage_arguments(columns, coef, present, seeds, draws, program, stores, z), coef)
+    def stage(self, call: Call) -> None:
+        """Run one row in one launch."""
+        _launch(self._stage, _stage_arguments(call), call.coef)
 
-    def prepare(
-        self,
-        columns: Sequence[Tensor | None],
-        coef: Tensor,
-        seeds: Tensor,
-        draws: Tensor,
-        program: Sequence[int],
-        stores: Sequence[Tensor | None],
-        z: Tensor | None,
-    ) -> Prepared:
+    def prepare(self, call: Call) -> Prepared:
         """The launch of a row whose arguments stay where they are, but for the columns that are None."""
-        args = _stage_arguments(columns, coef, None, seeds, draws, program, stores, z)
-        missing = [buffer for buffer, column in zip(args.column, columns, strict=False) if column is None]
+        args = _stage_arguments(call)
+        missing = [buffer for buffer, column in zip(args.column, call.columns, strict=False) if column is None]
 
         def launch(given: Sequence[Tensor]) -> None:
             for buffer, column in zip(missing, given, strict=True):
                 _point(buffer, column)
-            _launch(self._stage, args, coef)
+            _launch(self._stage, args, call.coef)
 
         return launch
 
@@ -183,18 +164,9 @@ def details() -> str:
     return f"{versions}, compiled for {', '.join(found.targets)}"
 
 
-def stage(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> None:
-    """Run one row; arguments as for ``fastdiff.backends.reference.stage``, in one launch."""
-    _opened().stage(columns, coef, present, seeds, draws, program, stores, z)
+def stage(call: Call) -> None:
+    """Run one row in one launch."""
+    _opened().stage(call)
 
 
 def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
@@ -202,17 +174,9 @@ def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
     _opened().fill_noise(out, seeds, draws)
 
 
-def prepare(
-    columns: Sequence[Tensor | None],
-    coef: Tensor,
-    seeds: Tensor,
-    draws: Tensor,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> Prepared:
+def prepare(call: Call) -> Prepared:
     """The launch of a row whose arguments stay where they are, but for the columns that are None."""
-    return _opened().prepare(columns, coef, seeds, draws, program, stores, z)
+    return _opened().prepare(call)
 
 
 @cache
@@ -248,63 +212,60 @@ def _runs_on(target: str, capability: tuple[int, int]) -> bool:
     return capability >= (major, minor) if kind == "compute" else capability[0] == major and capability[1] >= minor
 
 
-def _stage_arguments(
-    columns: Sequence[Tensor | None],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> _StageArgs:
+def _stage_arguments(call: Call) -> _StageArgs:
     """All of a row's arguments, but for columns that are None."""
-    args = _arguments(next(tensor for tensor in (*columns, *stores) if tensor is not None), program)
-    args.state = DTYPES[coef.dtype]
-    args.coef, args.coef_stride = _table(coef)
-    args.present, args.present_stride = _table(present)
-    args.seeds, args.seeds_stride = _table(seeds)
-    args.draws, args.draws_stride = _table(draws)
-    for buffers, tensors in ((args.column, columns), (args.store, stores)):
+    args = _arguments(next(t for t in (*call.columns, *call.stores) if t is not None), call.program)
+    args.state = DTYPES[call.coef.dtype]
+    args.coef, args.coef_stride = _table(call.coef)
+    args.present, args.present_stride = _table(call.present)
+    args.seeds, args.seeds_stride = _table(call.seeds)
+    args.draws, args.draws_stride = _table(call.draws)
+    for buffers, tensors in ((args.column, call.columns), (args.store, call.stores)):
         for buffer, tensor in zip(buffers, tensors, strict=False):
             if tensor is not None:
                 _point(buffer, tensor)
-    if z is not None:
-        args.copies = z.shape[0] // max(args.batch, 1)
-        _point(args.z, z)
+    if call.z is not None:
+        args.copies = call.z.shape[0] // max(args.batch, 1)
+        _point(args.z, call.z)
     return args
 
 
-def _arguments(tensor: Tensor, program: Sequence[int]) -> _StageArgs:
+def _arguments(tensor: Tensor, program: Program) -> _StageArgs:
     """Arguments with a program, and with the sizes and layout that all tensors of a call have."""
     args = _StageArgs()
     args.batch, args.numel, args.copies = tensor.shape[0], tensor.shape[1:].numel(), 1
     # Which layouts a shape allows does not depend on the tensor, so those of a call agree beyond "either".
     args.channels = tensor.shape[1] if layout(tensor) == CHANNELS_LAST else 1
-    args.program = _program(tuple(program))
+    args.program = _program(program)
     return args
 
 
 @lru_cache(maxsize=1024)
-def _program(integers: tuple[int, ...]) -> _Program:
+def _program(program: Program) -> _Program:
     """A program as kernels read it: the source of every coefficient, and where each output's begin."""
-    parsed = parse(integers)
-    sources = [*(parsed.derived or ()), *(0 for _ in range(parsed.clamp + parsed.scale))]
-    found = _Program(columns=parsed.columns, draws=parsed.draws)
-    found.network = found.d_terms = found.d_bound = found.d_scale = found.c_in = -1
-    if parsed.derived is not None:
-        found.d_terms = len(parsed.derived)
-        found.d_bound = parsed.clamp_at if parsed.clamp else -1
-        found.d_scale = parsed.scale_at if parsed.scale else -1
-    for i, output in enumerate(parsed.outputs):
-        base = -1 if output.base is None else output.base
-        found.output[i] = _Output(base, len(sources), len(output.terms), len(output.noise))
-        sources += [DERIVED if term == parsed.columns else term for term in output.terms]
+
+    def source(index: int) -> int:
+        return index if index < program.columns else FIRST_OUTPUT + index - program.columns
+
+    found, sources = _Program(columns=program.columns, draws=program.draws), []
+    for i, output in enumerate(program.outputs):
+        found.output[i] = _Output(
+            base=-1 if output.base is None else source(output.base),
+            first=len(sources),
+            terms=len(output.terms),
+            noises=len(output.noise),
+            bound=program.bound_at(i) if output.clamp else -1,
+            scale=program.scale_at(i) if output.scale else -1,
+        )
+        sources += map(source, output.terms)
         sources += [FIRST_DRAW + r if r >= 0 else -1 - r for r in output.noise]
-    if parsed.network is not None:
-        found.network, found.c_in = parsed.network, parsed.c_in_at
+        # Bound and scale multiply the output itself.
+        sources += [0] * (output.clamp + output.scale)
+    found.network = found.c_in = -1
+    if program.network is not None:
+        found.network, found.c_in = program.network, program.c_in_at
         sources.append(0)
-    found.outputs, found.coefficients = len(parsed.outputs), len(sources)
+    found.outputs, found.coefficients = len(program.outputs), len(sources)
     found.source[: len(sources)] = sources
     return found
 

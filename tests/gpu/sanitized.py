@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ from emulated import EmulatedCuda
 from torch import Tensor
 
 from fastdiff.backends.cuda import Library
+from fastdiff.backends.registry import Stage
+from fastdiff.rows.call import Call
 from fastdiff.testing.rows import random_case, same_bits
 
 PROCESS = ctypes.CDLL(None)
@@ -52,15 +54,14 @@ def out_of_bounds(tensors: Sequence[Tensor], poison: bool) -> None:
             allow(ctypes.c_void_p(at), ctypes.c_size_t(size))
 
 
-def guarded(stage: Callable[..., None]) -> Callable[..., None]:
+def guarded(stage: Stage) -> Stage:
     """The same function, with poison around its tensors while it runs."""
 
-    def run(columns, coef, present, seeds, draws, program, stores, z) -> None:
-        given = [*columns, *stores, z]
-        tensors = [tensor for tensor in given if tensor is not None and tensor.numel()]
+    def run(call: Call) -> None:
+        tensors = [tensor for tensor in (*call.columns, *call.written) if tensor is not None and tensor.numel()]
         out_of_bounds(tensors, poison=True)
         try:
-            stage(columns, coef, present, seeds, draws, program, stores, z)
+            stage(call)
         finally:
             out_of_bounds(tensors, poison=False)
 

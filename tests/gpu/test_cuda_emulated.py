@@ -16,6 +16,8 @@ import fastdiff
 from fastdiff.backends import cuda, reference
 from fastdiff.errors import BackendError
 from fastdiff.maths.draw import Draw
+from fastdiff.rows.call import Call
+from fastdiff.rows.program import Program
 from fastdiff.rows.row import Output, Row
 from fastdiff.testing.rows import random_case, same_bits
 
@@ -126,7 +128,7 @@ def normals_of_blocks(blocks, seed, draw):
 def run_noisy(library, x, f, z, seeds):
     coef = torch.tensor([NOISY.coefficients])
     draws = torch.tensor([[[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in NOISY.draws]])
-    library.stage([x, f], coef, None, seeds, draws, NOISY.program, [x], z)
+    library.stage(Call([x, f], coef, NOISY.program, seeds, draws, stores=[x], z=z))
 
 
 @pytest.mark.parametrize("numel", [2**32 + 1027, 2**34 + 1027])
@@ -245,7 +247,7 @@ def test_refusals_say_why(driver, runtime, targets, capability, reason):
 
 
 def test_a_library_of_another_build_is_refused(monkeypatch):
-    monkeypatch.setattr(cuda, "ABI", 2)
+    monkeypatch.setattr(cuda, "ABI", 0)
     with pytest.raises(BackendError, match="another build of fastdiff"):
         EmulatedCuda()
 
@@ -257,7 +259,8 @@ def test_arguments_are_those_of_the_header():
     library.order("none")
     case.run(library.stage)
     args = cuda._StageArgs.from_buffer_copy(library.launched().argument)
-    assert ctypes.sizeof(args) == len(library.launched().argument)
+    # After them stand the slots, which the launcher gives.
+    assert ctypes.sizeof(args) + 8 == len(library.launched().argument)
     assert (args.batch, args.numel) == (case.shape[0], case.shape[1:].numel())
     assert args.program.coefficients == len(case.row.coefficients)
     assert args.coef == case.coef.data_ptr()
@@ -284,11 +287,11 @@ def test_a_file_that_cannot_be_opened_is_a_reason(monkeypatch, tmp_path):
     (tmp_path / f"_cuda{EXTENSION_SUFFIXES[0]}").write_text("nothing")
     assert look().startswith("fastdiff._cuda cannot be opened (")
     shutil.copy(emulated(), tmp_path / f"_cuda{EXTENSION_SUFFIXES[0]}")
-    monkeypatch.setattr(cuda, "ABI", 2)
+    monkeypatch.setattr(cuda, "ABI", 0)
     assert "comes from another build of fastdiff" in look()
     monkeypatch.setattr(cuda, "_library", look)
     with pytest.raises(BackendError, match=r"backend 'cuda' cannot be used: .* another build"):
-        cuda.stage([], torch.ones(1, 0), None, None, None, [], [], None)
+        cuda.stage(Call([], torch.ones(1, 0), Program(0, ())))
 
 
 def test_without_the_library_the_reason_is_given():
