@@ -269,6 +269,17 @@ def test_arguments_are_those_of_the_header():
     ]
 
 
+def test_only_outputs_that_are_read_take_shared_memory(library):
+    """A slot of 64 bytes for each column, for each output that a later one reads, and for what is on its way."""
+    term = (("x", 1.0),)
+    for last, slots in ((Output(terms=term), 2), (Output(base="w1"), 3), (Output(terms=(("w0", 1.0), ("w1", 1.0))), 4)):
+        row = Row(("x",), (Output(terms=term), Output(terms=term), last))
+        x, out = torch.ones(1, 8192), torch.empty(1, 8192)
+        library.stage(Call([x], torch.tensor([row.coefficients]), row.program, stores=[None, None, out]))
+        threads = library.launched().block[0]
+        assert (threads, library.launched().shared) == (128, 128 * slots * 64)
+
+
 def test_the_backend_runs_what_it_opened(monkeypatch, library):
     monkeypatch.setattr(cuda, "_library", lambda: library)
     assert cuda.unavailable() is None

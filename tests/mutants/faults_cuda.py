@@ -11,6 +11,7 @@ RACES = "tests/gpu/test_cuda_sanitized.py::test_no_race_between_threads"
 BEYOND = "tests/gpu/test_cuda_emulated.py::test_beyond_two_to_the_32_elements[17179870211]"
 STRIDE = "tests/gpu/test_cuda_emulated.py::test_a_batch_stride_beyond_two_to_the_32_elements"
 HIGH = "tests/gpu/test_cuda_emulated.py::test_more_samples_than_a_grid_is_high"
+SHARED = "tests/gpu/test_cuda_emulated.py::test_only_outputs_that_are_read_take_shared_memory"
 SAMPLINGS = "tests/gpu/test_cuda_emulated.py::test_whole_samplings_have_the_reference_bits[3.0-float32]"
 DEVICE = "tests/gpu/test_cuda_emulated.py::test_the_tensors_device_and_its_current_stream_are_used"
 ERRORS = "tests/gpu/test_cuda_emulated.py::test_what_the_runtime_says_reaches_the_caller"
@@ -35,8 +36,13 @@ CUDA = (
     ),
     Mutant("two threads take each quad", "csrc/cuda.cu", "int64_t i = x * kQuad;", "int64_t i = x / 2 * kQuad;", RACES),
     Mutant("places have 32 bits", "csrc/quad.h", "return i + q * step;", "return (int32_t)(i + q * step);", BEYOND),
+    Mutant("too little shared memory", "csrc/cuda_stage.h", "return a.spare + 1;", "return a.spare;", MEMORY),
     Mutant(
-        "too little shared memory", "csrc/cuda_stage.h", "return spare_slot(p) + 1;", "return spare_slot(p);", MEMORY
+        "outputs that nobody reads take shared memory",
+        "csrc/cuda_stage.h",
+        "is_read(p, o) ? next++ : -1",
+        "next++",
+        SHARED,
     ),
     Mutant(
         "the device is not given back",
@@ -162,10 +168,17 @@ CUDA = (
         "threads share slots", "csrc/cuda_stage.h", "(threadIdx.y * blockDim.x + threadIdx.x)", "(threadIdx.x)", RACES
     ),
     Mutant(
-        "normals overwrite the derived column",
+        "normals overwrite an output",
         "csrc/cuda_stage.h",
-        "return p.columns + (p.d_terms >= 0);",
-        "return p.columns;",
+        "found.spare = next;",
+        "found.spare = p.columns;",
+        RANDOM_ROWS,
+    ),
+    Mutant(
+        "an output that is only a base has no slot",
+        "csrc/cuda_stage.h",
+        "found |= p.output[o].base == kFirstOutput + output;",
+        "found |= p.output[o].base == output;",
         RANDOM_ROWS,
     ),
     Mutant(
@@ -210,8 +223,24 @@ CUDA = (
     Mutant(
         "the clamp is never absent",
         "csrc/cuda_stage.h",
-        "p.d_bound >= 0 && reader.take(bound)",
-        "p.d_bound >= 0 && (reader.take(bound) || true)",
+        "out.bound >= 0 && reader.take(bound)",
+        "out.bound >= 0 && (reader.take(bound) || true)",
+        RANDOM_ROWS,
+    ),
+    Mutant(
+        "later outputs read the sum before its clamp",
+        "csrc/cuda_stage.h",
+        "    limit(out, reader, sums.total);\n    const int slot = work.slotted.slot[o];\n"
+        "    if (slot >= 0) put(work, slot, sums.total);\n",
+        "    const int slot = work.slotted.slot[o];\n    if (slot >= 0) put(work, slot, sums.total);\n"
+        "    limit(out, reader, sums.total);\n",
+        RANDOM_ROWS,
+    ),
+    Mutant(
+        "the scale divides",
+        "csrc/cuda_stage.h",
+        "w[q][lane] = mul(scale, w[q][lane]);",
+        "w[q][lane] /= scale;",
         RANDOM_ROWS,
     ),
     Mutant(
@@ -222,10 +251,17 @@ CUDA = (
         RANDOM_ROWS,
     ),
     Mutant(
-        "the derived column is a column",
+        "an output that is a term is the first column",
         "csrc/cuda_stage.h",
-        "slot = derived_slot(p);",
-        "slot = derived_slot(p) - 1;",
+        "p.source[k] = (uint8_t)found.slot[p.source[k] - kFirstOutput];",
+        "p.source[k] = 0;",
+        RANDOM_ROWS,
+    ),
+    Mutant(
+        "an output that is a base is the first column",
+        "csrc/cuda_stage.h",
+        "base = found.slot[base - kFirstOutput];",
+        "base = 0;",
         RANDOM_ROWS,
     ),
     Mutant("the base is left out", "csrc/cuda_stage.h", "if (out.base >= 0)", "if (out.base > 0)", RANDOM_ROWS),
@@ -239,7 +275,7 @@ CUDA = (
     Mutant(
         "copies lie one sample apart",
         "csrc/cuda_stage.h",
-        "copy * work.a.batch + work.group.b",
+        "copy * work.args().batch + work.group.b",
         "copy + work.group.b",
         SAMPLINGS,
     ),
@@ -267,8 +303,8 @@ CUDA = (
     Mutant(
         "a clamp without a scale is both",
         "fastdiff/backends/cuda.py",
-        "found.d_scale = parsed.scale_at if parsed.scale else -1",
-        "found.d_scale = parsed.scale_at",
+        "scale=program.scale_at(i) if output.scale else -1",
+        "scale=program.scale_at(i)",
         RANDOM_ROWS,
     ),
     Mutant(
