@@ -1,9 +1,11 @@
-// The ops stage and fill_noise in CUDA: one launch for each call, nothing else on the stream.
+// The ops stage, fill_noise and gram in CUDA: one launch for each call, or two for a gram whose samples have
+// more than one chunk, and nothing else on the stream.
 //
 // Every number that may change between two replays of a graph (coefficients, presence, seeds, draws) is read
 // from device memory; only structure and addresses are baked into a launch.
 #include <cuda_runtime.h>
 
+#include "cuda_gram.h"
 #include "cuda_stage.h"
 
 // From so many quads in a launch on, a thread takes several: the device is busy with fewer threads.
@@ -51,6 +53,25 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
   });
 }
 
+// A chunk for each x, samples along y.
+__global__ void __launch_bounds__(kLanes, kMinBlocks) gram_kernel(const __grid_constant__ GramArgs a) {
+  const GramShared shared = GramShared::of(a.program, a.program.vectors);
+  for (int64_t b = blockIdx.y; b < a.batch; b += gridDim.y) {
+    sum_chunk(a, shared, b, blockIdx.x);
+    // Before the next sample's sums take the place of this one's.
+    __syncthreads();
+  }
+}
+
+// A sample for each x.
+__global__ void __launch_bounds__(kLanes, kMinBlocks) parts_kernel(const __grid_constant__ GramArgs a) {
+  const GramShared shared = GramShared::of(a.program, 0);
+  for (int64_t b = blockIdx.x; b < a.batch; b += gridDim.x) {
+    sum_parts(a, shared, b);
+    __syncthreads();
+  }
+}
+
 // Launching ----------------------------------------------------------------------------------------------
 
 namespace {
@@ -76,9 +97,23 @@ class DeviceGuard {
   cudaError_t problem_;
 };
 
+// Null, or what the runtime says went wrong.
+template <class Args>
+const char* run(void (*kernel)(Args), const Args& args, dim3 grid, dim3 block, size_t shared, int device,
+                cudaStream_t stream) {
+  void* arguments[] = {(void*)&args};
+  const DeviceGuard guard(device);
+  cudaError_t problem = guard.problem();
+  if (problem == cudaSuccess) problem = cudaLaunchKernel(kernel, grid, block, arguments, shared, stream);
+  if (problem == cudaSuccess) return nullptr;
+  // So that nobody else finds this error later on.
+  cudaGetLastError();
+  return cudaGetErrorString(problem);
+}
+
 using Kernel = void(SlottedArgs);
 
-// Null, or what the runtime says went wrong. Samples of few quads share a block.
+// Samples of few quads share a block.
 template <class T>
 const char* launch(Kernel* kernel, const StageArgs& a, int device, cudaStream_t stream) {
   if (a.batch == 0 || a.numel == 0) return nullptr;
@@ -91,15 +126,7 @@ const char* launch(Kernel* kernel, const StageArgs& a, int device, cudaStream_t 
   const dim3 block(x, threads / x);
   const int64_t wide = ceiling(columns, block.x), high = ceiling(a.batch, block.y);
   const dim3 grid(at_most(wide, kMaxGridX), at_most(high, kMaxGridY));
-  void* arguments[] = {(void*)&slotted};
-  const size_t shared = threads * slots * Slots<T>::kBytes;
-  const DeviceGuard guard(device);
-  cudaError_t problem = guard.problem();
-  if (problem == cudaSuccess) problem = cudaLaunchKernel(kernel, grid, block, arguments, shared, stream);
-  if (problem == cudaSuccess) return nullptr;
-  // So that nobody else finds this error later on.
-  cudaGetLastError();
-  return cudaGetErrorString(problem);
+  return run(kernel, slotted, grid, block, threads * slots * Slots<T>::kBytes, device, stream);
 }
 
 Drawing drawing(const StageArgs& a) { return a.channels > 1 ? kDrawsByChannel : kDrawsByRow; }
@@ -115,6 +142,17 @@ template <class T>
 const char* fill_noise_as(const StageArgs& a, int device, cudaStream_t stream) {
   static Kernel* const kernels[] = {nullptr, noise_kernel<T, kDrawsByRow>, noise_kernel<T, kDrawsByChannel>};
   return launch<T>(kernels[drawing(a)], a, device, stream);
+}
+
+const char* gram(const GramArgs& a, int device, cudaStream_t stream) {
+  if (a.batch == 0) return nullptr;
+  const GramProgram& p = a.program;
+  const int64_t chunks = chunks_of(a.numel);
+  // A sample without elements has sums too.
+  const dim3 grid(chunks > 1 ? chunks : 1, at_most(a.batch, kMaxGridY));
+  const char* problem = run(gram_kernel, a, grid, kLanes, GramShared::bytes(p, p.vectors), device, stream);
+  if (problem || chunks <= 1) return problem;
+  return run(parts_kernel, a, at_most(a.batch, kMaxGridX), kLanes, GramShared::bytes(p, 0), device, stream);
 }
 
 }  // namespace
@@ -139,6 +177,11 @@ FD_EXPORT const char* fastdiff_cuda_fill_noise(const fastdiff::StageArgs* args, 
                                  : fill_noise_as<float>(*args, device, on);
 }
 
+// Sums, scalars and coefficients; `parts` has room for the sums of all chunks where a sample has several.
+FD_EXPORT const char* fastdiff_cuda_gram(const fastdiff::GramArgs* args, int32_t device, void* stream) {
+  return fastdiff::gram(*args, device, (cudaStream_t)stream);
+}
+
 // Versions as 1000 * major + 10 * minor; the driver's is 0 where there is none. Touches no device.
 FD_EXPORT void fastdiff_cuda_versions(int32_t* driver, int32_t* runtime) {
   if (cudaDriverGetVersion(driver) != cudaSuccess) *driver = 0;
@@ -149,4 +192,6 @@ FD_EXPORT void fastdiff_cuda_versions(int32_t* driver, int32_t* runtime) {
 FD_EXPORT const char* fastdiff_cuda_targets() { return FD_CUDA_TARGETS; }
 
 // Changes with the layout of the arguments, so that callers of another build are refused.
-FD_EXPORT uint64_t fastdiff_cuda_abi() { return 2 ^ (uint64_t)sizeof(fastdiff::StageArgs) << 32; }
+FD_EXPORT uint64_t fastdiff_cuda_abi() {
+  return 2 ^ (uint64_t)sizeof(fastdiff::StageArgs) << 32 ^ (uint64_t)sizeof(fastdiff::GramArgs) << 48;
+}

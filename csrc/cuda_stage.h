@@ -5,7 +5,7 @@
 // slots that only their own thread touches: no barrier, no bank conflict, and one kernel serves every row.
 #pragma once
 
-#include "quad.h"
+#include "slots.h"
 
 namespace fastdiff {
 
@@ -48,40 +48,9 @@ inline SlottedArgs give_slots(const StageArgs& args) {
 
 inline int slots_of(const SlottedArgs& a) { return a.spare + 1; }
 
-// One thread's slots for all its values, 128 bits at a time; threads lie side by side.
-template <class T>
-struct Slots {
-  static constexpr int kParts = sizeof(T) / 4, kLanes = kQuad / kParts;
-  static constexpr int kBytes = kQuads<T> * kQuad * sizeof(T);
-  uint4* own;
-  int threads;
-
-  __device__ uint4& part(int slot, int q, int j) const {
-    return own[((slot * kQuads<T> + q) * kParts + j) * threads];
-  }
-
-  __device__ void put(int slot, int q, const T (&value)[kQuad]) const {
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) memcpy(&part(slot, q, j), value + j * kLanes, sizeof(uint4));
-  }
-
-  __device__ void get(int slot, int q, T (&value)[kQuad]) const {
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) {
-      const uint4 four = part(slot, q, j);
-      memcpy(value + j * kLanes, &four, sizeof(four));
-    }
-  }
-
-  __device__ T& one(int slot, int q, int lane) const {
-    return ((T*)&part(slot, q, lane / kLanes))[lane % kLanes];
-  }
-};
-
 template <class T>
 __device__ inline Slots<T> own_slots() {
-  extern __shared__ uint4 block_slots[];
-  return {block_slots + (threadIdx.y * blockDim.x + threadIdx.x), (int)(blockDim.x * blockDim.y)};
+  return {block_memory() + (threadIdx.y * blockDim.x + threadIdx.x), (int)(blockDim.x * blockDim.y)};
 }
 
 // What a thread works on. What its sample has of its own is read where it is needed: registers are few.
@@ -138,14 +107,6 @@ struct Sums {
     for_each_value<T>([&](int q, int lane) { total[q][lane] = started ? total[q][lane] : T(0); });
   }
 };
-
-// The same number, of which the compiler knows nothing: it would hold the keys of all rounds over a loop.
-__device__ inline int64_t opaque(int64_t value) {
-#ifdef __CUDA_ARCH__
-  asm volatile("" : "+l"(value));
-#endif
-  return value;
-}
 
 // A draw's normals into their slot. Where channels come last, neighbours belong to four Philox blocks.
 template <Drawing kDrawing, class T>

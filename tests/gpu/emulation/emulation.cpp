@@ -1,9 +1,15 @@
 // Runs the threads of a launch on the CPU, in an order that the tests choose, and tells what was launched.
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
 #include <numeric>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -29,19 +35,33 @@ constexpr size_t kSharedBytes = 48 * 1024;
 // system, or only the first and last few blocks.
 enum Order { kNone, kSerial, kReversed, kShuffled, kTwoThreads, kEnds };
 
+// What was launched.
+struct Launched {
+  std::string kernel;
+  std::vector<uint8_t> argument;
+  dim3 grid, block;
+  size_t shared = 0;
+  void* stream = nullptr;
+  int device = 0;
+};
+
+// So many launches are remembered.
+constexpr size_t kRemembered = 4;
+
 struct State {
   Order order = kSerial;
   uint64_t number = 0;
   int device = 0, devices = 1;
   cudaError_t last_error = cudaSuccess;
   int64_t launches = 0;
-  std::string kernel;
-  std::vector<uint8_t> argument;
-  dim3 grid, block;
-  size_t shared = 0;
-  void* stream = nullptr;
-  int launch_device = 0;
+  // The latest first.
+  std::deque<Launched> launched = std::deque<Launched>(kRemembered);
+  // Kernels with barriers, as far as they are known.
+  std::set<void*> waiting;
 } state;
+
+// Thrown by a thread that came to a barrier and runs alone.
+struct Waits {};
 
 }  // namespace
 
@@ -71,6 +91,96 @@ void soil(size_t bytes) {
   ASAN_POISON_MEMORY_REGION((char*)fastdiff::block_slots + bytes, kSharedBytes - bytes);
 }
 
+// The threads of a block with barriers, each a thread of the system.
+class Team {
+ public:
+  // Positions run one at a time, each from barrier to barrier, in the order in which they name threads; or
+  // all at once.
+  Team(const Launch& l, uint64_t block, std::vector<uint64_t> threads, bool at_once)
+      : launch_(l), block_(block), threads_(std::move(threads)), at_once_(at_once), mine_(threads_.size()) {
+    pthread_barrier_init(&barrier_, nullptr, (unsigned)threads_.size());
+  }
+  ~Team() { pthread_barrier_destroy(&barrier_); }
+
+  void run() {
+    soil(launch_.shared);
+    std::vector<std::thread> all;
+    for (size_t p = 0; p < threads_.size(); ++p) all.emplace_back([this, p] { run_position(p); });
+    for (std::thread& one : all) one.join();
+  }
+
+  static void wait() {
+    if (!current_) throw Waits{};
+    if (current_->at_once_) {
+      pthread_barrier_wait(&current_->barrier_);
+    } else {
+      std::unique_lock<std::mutex> lock(current_->mutex_);
+      current_->pass_on();
+      current_->take_turn(lock, position_);
+    }
+  }
+
+ private:
+  void run_position(size_t p) {
+    current_ = this;
+    position_ = p;
+    if (at_once_) return run_thread(launch_, block_, threads_[p]);
+    std::unique_lock<std::mutex> lock(mutex_);
+    take_turn(lock, p);
+    lock.unlock();
+    run_thread(launch_, block_, threads_[p]);
+    lock.lock();
+    ended_.insert(p);
+    pass_on();
+  }
+
+  void take_turn(std::unique_lock<std::mutex>& lock, size_t p) {
+    mine_[p].wait(lock, [&] { return turn_ == p; });
+  }
+
+  // To the next position that has not ended; after the last one all stand at a barrier, and the first goes
+  // on.
+  void pass_on() {
+    if (ended_.size() == threads_.size()) return;
+    do turn_ = (turn_ + 1) % threads_.size();
+    while (ended_.count(turn_));
+    mine_[turn_].notify_one();
+  }
+
+  static thread_local Team* current_;
+  static thread_local size_t position_;
+
+  const Launch& launch_;
+  const uint64_t block_;
+  const std::vector<uint64_t> threads_;
+  const bool at_once_;
+  pthread_barrier_t barrier_;
+  std::mutex mutex_;
+  std::vector<std::condition_variable> mine_;
+  std::set<size_t> ended_;
+  size_t turn_ = 0;
+};
+
+thread_local Team* Team::current_ = nullptr;
+thread_local size_t Team::position_ = 0;
+
+// Blocks and threads of a kernel with barriers in the chosen order; a block at a time.
+void run_teams(const Launch& l) {
+  std::mt19937_64 random(state.number);
+  auto ordered = [&](uint64_t size) {
+    std::vector<uint64_t> order(size);
+    std::iota(order.begin(), order.end(), 0);
+    if (state.order == kReversed) std::reverse(order.begin(), order.end());
+    if (state.order == kShuffled) std::shuffle(order.begin(), order.end(), random);
+    return order;
+  };
+  const uint64_t blocks = count(l.grid);
+  for (uint64_t block : ordered(blocks)) {
+    if (state.order == kEnds && block >= state.number && block + state.number < blocks) continue;
+    Team(l, block, ordered(count(l.block)), state.order == kTwoThreads).run();
+  }
+}
+
 void run_block(const Launch& l, uint64_t block, bool backwards) {
   soil(l.shared);
   const uint64_t threads = count(l.block);
@@ -88,14 +198,20 @@ void run_shuffled(const Launch& l) {
 
 void run_two_threads(const Launch& l) {
   soil(l.shared);
+  std::atomic<bool> waits = false;
   auto half = [&](uint64_t first) {
-    for (uint64_t b = 0; b < count(l.grid); ++b) {
-      for (uint64_t t = first; t < count(l.block); t += 2) run_thread(l, b, t);
+    try {
+      for (uint64_t b = 0; b < count(l.grid); ++b) {
+        for (uint64_t t = first; t < count(l.block); t += 2) run_thread(l, b, t);
+      }
+    } catch (const Waits&) {
+      waits = true;
     }
   };
   std::thread odd(half, 1);
   half(0);
   odd.join();
+  if (waits) throw Waits{};
 }
 
 void run_ends(const Launch& l) {
@@ -104,7 +220,7 @@ void run_ends(const Launch& l) {
   for (uint64_t b = std::max(some, blocks - some); b < blocks; ++b) run_block(l, b, false);
 }
 
-void run(const Launch& l) {
+void run_alone(const Launch& l) {
   const uint64_t blocks = count(l.grid);
   switch (state.order) {
     case kNone:
@@ -124,6 +240,18 @@ void run(const Launch& l) {
   }
 }
 
+// A kernel that turns out to have barriers begins anew: what a thread did before its first one can be done
+// twice.
+void run(const Launch& l) {
+  if (state.order != kNone && state.waiting.count(l.kernel)) return run_teams(l);
+  try {
+    run_alone(l);
+  } catch (const Waits&) {
+    state.waiting.insert(l.kernel);
+    run_teams(l);
+  }
+}
+
 }  // namespace
 
 cudaError_t launch(const Launch& l) {
@@ -132,19 +260,24 @@ cudaError_t launch(const Launch& l) {
                     l.shared <= kSharedBytes;
   if (!fits) return state.last_error = cudaErrorInvalidConfiguration;
   Dl_info info;
-  state.kernel = dladdr(l.kernel, &info) && info.dli_sname ? info.dli_sname : "";
-  state.argument.assign((const uint8_t*)l.argument, (const uint8_t*)l.argument + l.argument_size);
-  state.grid = gridDim = l.grid;
-  state.block = blockDim = l.block;
-  state.shared = l.shared;
-  state.stream = l.stream;
-  state.launch_device = state.device;
+  const char* name = dladdr(l.kernel, &info) && info.dli_sname ? info.dli_sname : "";
+  const uint8_t* argument = (const uint8_t*)l.argument;
+  state.launched.pop_back();
+  state.launched.push_front({name,
+                             {argument, argument + l.argument_size},
+                             gridDim = l.grid,
+                             blockDim = l.block,
+                             l.shared,
+                             l.stream,
+                             state.device});
   ++state.launches;
   run(l);
   return cudaSuccess;
 }
 
 }  // namespace emulation
+
+void __syncthreads() { emulation::Team::wait(); }
 
 cudaError_t cudaGetDevice(int* device) {
   *device = state.device;
@@ -202,16 +335,18 @@ void emulation_order(int32_t order, uint64_t number) {
 
 void emulation_devices(int32_t count) { state.devices = count; }
 
-void emulation_launched(LaunchRecord* r) {
+// The launch before so many others.
+void emulation_launched(LaunchRecord* r, int32_t ago) {
+  const Launched& l = state.launched.at(ago);
   *r = {state.launches,
-        state.kernel.c_str(),
-        {state.grid.x, state.grid.y, state.grid.z},
-        {state.block.x, state.block.y, state.block.z},
-        state.shared,
-        state.argument.data(),
-        state.argument.size(),
-        state.stream,
-        state.launch_device,
+        l.kernel.c_str(),
+        {l.grid.x, l.grid.y, l.grid.z},
+        {l.block.x, l.block.y, l.block.z},
+        l.shared,
+        l.argument.data(),
+        l.argument.size(),
+        l.stream,
+        l.device,
         state.device,
         state.last_error};
 }
