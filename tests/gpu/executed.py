@@ -18,6 +18,7 @@ from pretend_gpu import regions_of
 from ptx import Kernel, Memory, Statistics, execute, parse
 from torch import Tensor
 
+from fastdiff.backends import cuda
 from fastdiff.rows.call import Call
 
 
@@ -57,8 +58,19 @@ class ExecutedCuda(EmulatedCuda):
         if out.numel():
             self._execute([("stores.0", out), ("seeds", seeds), ("draws", draws)])
 
-    def _execute(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        launch = self.launched()
+    def gram(self, call: GramCall) -> None:
+        """As ``Library.gram``, whose launches are executed once the last one is known."""
+        args, parts = cuda._gram_arguments(call)
+        before = self.launched().launches
+        cuda._launch(self._gram, args, call.scalars)
+        named = [(f"columns.{i}", column) for i, column in enumerate(call.columns)]
+        tables = {name: getattr(call, name) for name in ("numbers", "seeds", "draws", "coef", "scalars")}
+        named += [(name, table) for name, table in (tables | {"parts": parts}).items() if table is not None]
+        for ago in reversed(range(self.launched().launches - before)):
+            self._execute(named, ago)
+
+    def _execute(self, named: Sequence[tuple[str, Tensor]], ago: int = 0) -> None:
+        launch = self.launched(ago)
         kernel = self._kernels.get(launch.kernel)
         if kernel is None:
             kernel = self._kernels[launch.kernel] = parse(self.ptx, launch.kernel)

@@ -1,12 +1,11 @@
 // Runs the threads of a launch on the CPU, in an order that the tests choose, and tells what was launched.
 #include <dlfcn.h>
 #include <pthread.h>
+#include <ucontext.h>
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <numeric>
 #include <random>
 #include <set>
@@ -16,6 +15,13 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+
+// Sanitizers know threads of the system, and no others.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -91,78 +97,97 @@ void soil(size_t bytes) {
   ASAN_POISON_MEMORY_REGION((char*)fastdiff::block_slots + bytes, kSharedBytes - bytes);
 }
 
-// The threads of a block with barriers, each a thread of the system.
+// A block with barriers.
 class Team {
  public:
-  // Positions run one at a time, each from barrier to barrier, in the order in which they name threads; or
-  // all at once.
-  Team(const Launch& l, uint64_t block, std::vector<uint64_t> threads, bool at_once)
-      : launch_(l), block_(block), threads_(std::move(threads)), at_once_(at_once), mine_(threads_.size()) {
-    pthread_barrier_init(&barrier_, nullptr, (unsigned)threads_.size());
-  }
-  ~Team() { pthread_barrier_destroy(&barrier_); }
+  virtual ~Team() = default;
+  virtual void run() = 0;
+  virtual void wait() = 0;
+};
 
-  void run() {
+// The one that a thread is of.
+thread_local Team* team = nullptr;
+
+// Its threads one at a time, each from barrier to barrier, in a given order.
+class Turns final : public Team {
+ public:
+  Turns(const Launch& l, uint64_t block, std::vector<uint64_t> order)
+      : launch_(l), block_(block), order_(std::move(order)), context_(order_.size()) {}
+
+  void run() override {
+    // As deep as kernels go; what is in it is never looked at.
+    static std::vector<char> stacks(1024 * kStack);
     soil(launch_.shared);
-    std::vector<std::thread> all;
-    for (size_t p = 0; p < threads_.size(); ++p) all.emplace_back([this, p] { run_position(p); });
-    for (std::thread& one : all) one.join();
+    team = this;
+    for (size_t p = 0; p < order_.size(); ++p) {
+      getcontext(&context_[p]);
+      context_[p].uc_stack.ss_sp = &stacks[p * kStack];
+      context_[p].uc_stack.ss_size = kStack;
+      context_[p].uc_link = &home_;
+      makecontext(&context_[p], begin, 0);
+    }
+    std::vector<bool> ended(order_.size());
+    for (bool some = true; some;) {
+      some = false;
+      for (now_ = 0; now_ < order_.size(); ++now_) {
+        if (ended[now_]) continue;
+        blockIdx = place(block_, launch_.grid);
+        threadIdx = place(order_[now_], launch_.block);
+        waits_ = false;
+        swapcontext(&home_, &context_[now_]);
+        ended[now_] = !waits_;
+        some |= waits_;
+      }
+    }
+    team = nullptr;
   }
 
-  static void wait() {
-    if (!current_) throw Waits{};
-    if (current_->at_once_) {
-      pthread_barrier_wait(&current_->barrier_);
-    } else {
-      std::unique_lock<std::mutex> lock(current_->mutex_);
-      current_->pass_on();
-      current_->take_turn(lock, position_);
-    }
+  void wait() override {
+    waits_ = true;
+    swapcontext(&context_[now_], &home_);
   }
 
  private:
-  void run_position(size_t p) {
-    current_ = this;
-    position_ = p;
-    if (at_once_) return run_thread(launch_, block_, threads_[p]);
-    std::unique_lock<std::mutex> lock(mutex_);
-    take_turn(lock, p);
-    lock.unlock();
-    run_thread(launch_, block_, threads_[p]);
-    lock.lock();
-    ended_.insert(p);
-    pass_on();
-  }
+  static constexpr size_t kStack = 64 * 1024;
 
-  void take_turn(std::unique_lock<std::mutex>& lock, size_t p) {
-    mine_[p].wait(lock, [&] { return turn_ == p; });
-  }
-
-  // To the next position that has not ended; after the last one all stand at a barrier, and the first goes
-  // on.
-  void pass_on() {
-    if (ended_.size() == threads_.size()) return;
-    do turn_ = (turn_ + 1) % threads_.size();
-    while (ended_.count(turn_));
-    mine_[turn_].notify_one();
-  }
-
-  static thread_local Team* current_;
-  static thread_local size_t position_;
+  static void begin() { ((Turns*)team)->launch_.thread(); }
 
   const Launch& launch_;
   const uint64_t block_;
-  const std::vector<uint64_t> threads_;
-  const bool at_once_;
-  pthread_barrier_t barrier_;
-  std::mutex mutex_;
-  std::vector<std::condition_variable> mine_;
-  std::set<size_t> ended_;
-  size_t turn_ = 0;
+  const std::vector<uint64_t> order_;
+  std::vector<ucontext_t> context_;
+  ucontext_t home_;
+  size_t now_ = 0;
+  bool waits_ = false;
 };
 
-thread_local Team* Team::current_ = nullptr;
-thread_local size_t Team::position_ = 0;
+// Its threads all at once, each a thread of the system.
+class AtOnce final : public Team {
+ public:
+  AtOnce(const Launch& l, uint64_t block) : launch_(l), block_(block) {
+    pthread_barrier_init(&barrier_, nullptr, (unsigned)count(l.block));
+  }
+  ~AtOnce() { pthread_barrier_destroy(&barrier_); }
+
+  void run() override {
+    soil(launch_.shared);
+    std::vector<std::thread> all;
+    for (uint64_t t = 0; t < count(launch_.block); ++t) {
+      all.emplace_back([this, t] {
+        team = this;
+        run_thread(launch_, block_, t);
+      });
+    }
+    for (std::thread& one : all) one.join();
+  }
+
+  void wait() override { pthread_barrier_wait(&barrier_); }
+
+ private:
+  const Launch& launch_;
+  const uint64_t block_;
+  pthread_barrier_t barrier_;
+};
 
 // Blocks and threads of a kernel with barriers in the chosen order; a block at a time.
 void run_teams(const Launch& l) {
@@ -177,7 +202,11 @@ void run_teams(const Launch& l) {
   const uint64_t blocks = count(l.grid);
   for (uint64_t block : ordered(blocks)) {
     if (state.order == kEnds && block >= state.number && block + state.number < blocks) continue;
-    Team(l, block, ordered(count(l.block)), state.order == kTwoThreads).run();
+    if (kSanitized || state.order == kTwoThreads) {
+      AtOnce(l, block).run();
+    } else {
+      Turns(l, block, ordered(count(l.block))).run();
+    }
   }
 }
 
@@ -277,7 +306,10 @@ cudaError_t launch(const Launch& l) {
 
 }  // namespace emulation
 
-void __syncthreads() { emulation::Team::wait(); }
+void __syncthreads() {
+  if (!emulation::team) throw Waits{};
+  emulation::team->wait();
+}
 
 cudaError_t cudaGetDevice(int* device) {
   *device = state.device;
