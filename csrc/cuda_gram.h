@@ -16,8 +16,8 @@ constexpr int kMaxTerms = 256, kMaxFactors = 512;
 // Where a term comes from: a column, a draw, or the constant.
 constexpr int kFirstGramDraw = kMaxColumns, kConstant = kFirstGramDraw + kMaxDraws;
 
-// Lanes of a chunk, and how many quads each of them adds.
-constexpr int kLanes = 128, kTurns = 8;
+// Lanes of a chunk, how many quads each of them adds, and how often they are folded.
+constexpr int kLanes = 128, kTurns = 8, kFolds = 7;
 constexpr int64_t kChunk = kLanes * kTurns * kQuad;
 
 enum SumKind : int8_t { kInner, kWeighted };
@@ -183,11 +183,12 @@ __device__ inline void add_quad(const GramArgs& a, const GramShared& shared, con
 // Folds the lanes of every sum in halves, down to the first one.
 __device__ inline void fold_lanes(const GramProgram& p, const GramShared& shared) {
 #pragma unroll 1
-  for (int width = kLanes / 2; width > 0; width /= 2) {
+  for (int fold = kFolds - 1; fold >= 0; --fold) {
+    const int width = 1 << fold;
     __syncthreads();
 #pragma unroll 1
     for (int i = threadIdx.x; i < p.sums * width; i += kLanes) {
-      double* left = shared.lanes + i / width * kLanes + i % width;
+      double* left = shared.lanes + (i >> fold) * kLanes + (i & (width - 1));
       *left = add(*left, left[width]);
     }
   }
