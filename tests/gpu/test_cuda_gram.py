@@ -115,6 +115,18 @@ def test_beyond_two_to_the_32_elements(library):
         assert same_bits(parts[0, :, chunk], total(normal * normal)[None])
 
 
+def test_more_samples_than_a_grid_is_high(library):
+    batch = 65536 + 300
+    x = torch.arange(batch, dtype=torch.float32)[:, None]
+    call = inner_product([x, x])
+    library.order("ends", 1)
+    library.gram(call)
+    assert library.launched().grid[:2] == (1, 65535)
+    # The first block's two samples, and the last one's.
+    for sample in (0, 65535, 65534):
+        assert call.scalars[sample].item() == sample**2
+
+
 def test_a_nan_stays_in_its_sample_and_is_never_lost():
     """Also where maxima are taken of it."""
     nan, one = torch.tensor([float("nan")]), torch.tensor([1.0])

@@ -21,11 +21,22 @@ TRAFFIC = "tests/gpu/test_cuda_ptx.py::test_every_byte_moves_once_and_in_quads[s
 CONTRACTION = "tests/gpu/test_cuda_gates.py::test_machine_code_does_not_depend_on_contraction"
 FUSED = "tests/gpu/test_cuda_gates.py::test_only_the_polynomials_are_fused"
 SPILLS = "tests/gpu/test_cuda_gates.py::test_nothing_is_spilled_and_registers_are_few[sm_90]"
+GRAMS = "tests/gpu/test_cuda_gram.py::test_random_grams_have_the_bits_of_the_definition[1]"
+GRAM_PTX = "tests/gpu/test_cuda_gram.py::test_compiled_grams_have_the_bits_of_the_definition"
+GRAM_BEYOND = "tests/gpu/test_cuda_gram.py::test_beyond_two_to_the_32_elements"
+LEVELS = "tests/gpu/test_cuda_gram.py::test_a_sum_of_more_chunks_than_one_chunk_has"
+NAN = "tests/gpu/test_cuda_gram.py::test_a_nan_stays_in_its_sample_and_is_never_lost"
 
 CUDA = (
     # The launch.
     Mutant("the last quad is left out", "csrc/cuda.cu", "i < a.numel; i +=", "i + kQuad < a.numel; i +=", RANDOM_ROWS),
-    Mutant("the last sample is left out", "csrc/cuda.cu", "b < a.batch; b +=", "b + 1 < a.batch; b +=", RANDOM_ROWS),
+    Mutant(
+        "the last sample is left out",
+        "csrc/cuda.cu",
+        "b < a.batch; b += y_step",
+        "b + 1 < a.batch; b += y_step",
+        RANDOM_ROWS,
+    ),
     Mutant("a grid may be of any height", "csrc/cuda.cu", "at_most(high, kMaxGridY)", "high", HIGH),
     Mutant(
         "samples beyond the grid are left out",
@@ -163,7 +174,7 @@ CUDA = (
         "elements of a quad are one", "csrc/cuda_stage.h", "from.at + offset", "from.at + offset - lane", RANDOM_ROWS
     ),
     # Slots.
-    Mutant("slots of two quads overlap", "csrc/cuda_stage.h", "(slot * kQuads<T> + q)", "(slot + q)", RANDOM_ROWS),
+    Mutant("slots of two quads overlap", "csrc/slots.h", "(slot * kQuads<T> + q)", "(slot + q)", RANDOM_ROWS),
     Mutant(
         "threads share slots", "csrc/cuda_stage.h", "(threadIdx.y * blockDim.x + threadIdx.x)", "(threadIdx.x)", RACES
     ),
@@ -403,6 +414,128 @@ CUDA = (
         "const uint32_t quadrant = word >> 30;",
         NOISE,
     ),
+    # Grams.
+    Mutant(
+        "products of a quad are added one after the other",
+        "csrc/cuda_gram.h",
+        "return add(add(p[0], p1), add(p2, p3));",
+        "return add(add(add(p[0], p1), p2), p3);",
+        GRAMS,
+    ),
+    Mutant(
+        "what lies past the end counts",
+        "csrc/cuda_gram.h",
+        "elements > 3 ? p[3] : 0",
+        "elements > 2 ? p[3] : 0",
+        GRAMS,
+    ),
+    Mutant(
+        "an element past the end is read",
+        "csrc/cuda_gram.h",
+        "if (element >= a.numel) continue;",
+        "if (element > a.numel) continue;",
+        MEMORY,
+    ),
+    Mutant("a chunk has four turns", "csrc/cuda_gram.h", "kTurns = 8", "kTurns = 4", GRAMS),
+    Mutant("lanes are folded six times", "csrc/cuda_gram.h", "kFolds = 7", "kFolds = 6", GRAMS),
+    Mutant(
+        "lanes are folded without a barrier",
+        "csrc/cuda_gram.h",
+        "    const int width = 1 << fold;\n    __syncthreads();\n",
+        "    const int width = 1 << fold;\n",
+        RACES,
+    ),
+    Mutant(
+        "lanes are folded without a barrier, on the device",
+        "csrc/cuda_gram.h",
+        "    const int width = 1 << fold;\n    __syncthreads();\n",
+        "    const int width = 1 << fold;\n",
+        GRAM_PTX,
+    ),
+    Mutant(
+        "scalars are read before they are made",
+        "csrc/cuda_gram.h",
+        "  __syncthreads();\n  if (thread < scalars)",
+        "  if (thread < scalars)",
+        GRAMS,
+    ),
+    Mutant(
+        "memory order is logical order",
+        "csrc/cuda_gram.h",
+        "element % pixels * a.channels + element / pixels",
+        "element",
+        GRAMS,
+    ),
+    Mutant(
+        "channels-last quads move at once",
+        "csrc/cuda_gram.h",
+        "if (a.channels <= 1 && from.at_once)",
+        "if (from.at_once)",
+        GRAMS,
+    ),
+    Mutant("the larger of a NaN is a number", "csrc/cuda_gram.h", "a > b || a != a ? a : b", "a > b ? a : b", NAN),
+    Mutant(
+        "the larger of a number is never a NaN", "csrc/cuda_gram.h", "a > b || a != a ? a : b", "a < b ? b : a", GRAMS
+    ),
+    Mutant("sizes keep their sign", "csrc/cuda_gram.h", "bits<uint64_t>(a) & ~(1ull << 63)", "bits<uint64_t>(a)", GRAMS),
+    Mutant("all draws are the first", "csrc/cuda_gram.h", "4 * (source - kFirstGramDraw)", "0 * source", GRAMS),
+    Mutant(
+        "a difference is turned round",
+        "csrc/cuda_gram.h",
+        "return add(left, -right);",
+        "return add(right, -left);",
+        GRAMS,
+    ),
+    Mutant("steps do not take their numbers", "csrc/cuda_gram.h", "__ldg(number++) : 0.0", "__ldg(number) : 0.0", GRAMS),
+    Mutant(
+        "coefficients pass over no factors",
+        "csrc/cuda_gram.h",
+        "p.affine + k + factor;",
+        "p.affine + k;",
+        GRAMS,
+    ),
+    Mutant(
+        "parts of all samples are one sample's",
+        "csrc/cuda_gram.h",
+        "a.parts[(b * p.sums + thread) * chunks_of(a.numel) + chunk]",
+        "a.parts[thread * chunks_of(a.numel) + chunk]",
+        GRAMS,
+    ),
+    Mutant(
+        "parts are summed once",
+        "csrc/cuda_gram.h",
+        "count > 1; count = chunks_of(count)",
+        "count > 1; count = 1",
+        LEVELS,
+    ),
+    Mutant(
+        "chunks begin within 32 bits",
+        "csrc/cuda_gram.h",
+        "const int64_t first = chunk * kChunk + (turn * kLanes + thread) * kQuad;\n    // A quad",
+        "const int64_t first = (uint32_t)chunk * (uint32_t)kChunk + (turn * kLanes + thread) * kQuad;\n    // A quad",
+        GRAM_BEYOND,
+    ),
+    Mutant(
+        "samples beyond the grid are left out of a gram",
+        "csrc/cuda.cu",
+        "b < a.batch; b += gridDim.y",
+        "b < gridDim.y; b += a.batch",
+        "tests/gpu/test_cuda_gram.py::test_more_samples_than_a_grid_is_high",
+    ),
+    Mutant(
+        "a whole chunk is a part",
+        "fastdiff/backends/cuda.py",
+        "if args.numel > CHUNK:",
+        "if args.numel >= CHUNK:",
+        GRAMS,
+    ),
+    Mutant(
+        "the constant is a draw",
+        "fastdiff/backends/cuda.py",
+        "s - columns if s < columns + draws else MAX_DRAWS",
+        "s - columns",
+        GRAMS,
+    ),
     # What only the compiled code shows.
     Mutant(
         "plain operators, which the assembler may fuse",
@@ -411,6 +544,14 @@ CUDA = (
         "total[q][lane] + factor * value[lane]",
         CONTRACTION,
     ),
+    Mutant(
+        "a vector's products and sums by plain operators",
+        "csrc/cuda_gram.h",
+        "total[lane] = add(total[lane], mul(factor, value[lane]));",
+        "total[lane] += factor * value[lane];",
+        FUSED,
+    ),
+    Mutant("a division that rounds to zero on the device", "csrc/portable.h", "__ddiv_rn(a, b)", "__ddiv_rz(a, b)", FUSED),
     Mutant("an approximate square root on the device", "csrc/portable.h", "__fsqrt_rn(a)", "__fsqrt_rz(a)", FUSED),
     Mutant("subnormals are flushed", "csrc/nvcc.options", "-ftz=false", "-ftz=true", FUSED),
     Mutant(
