@@ -38,3 +38,25 @@ class Call(NamedTuple):
     def written(self) -> list[Tensor]:
         """The tensors that are written."""
         return [tensor for tensor in (*self.stores, self.z) if tensor is not None]
+
+
+class GramCall(NamedTuple):
+    """One run of a gram.
+
+    Args:
+        columns: tensors ``[B, ...]`` of one shape, any floating dtype; widened to float64 on load.
+        numbers: float64 ``[1 or B, n]``, in the order of the program.
+        program: the gram's structure by numbers.
+        scalars: float64 ``[B, S]``, written: sums, then steps.
+        seeds: int64 ``[B]``; needed when the program draws noise.
+        draws: int64 ``[1 or B, N, 4]``: purpose, tensor, draw, sub_draw of each draw.
+        coef: ``[B, K]`` in the state type, written; or None.
+    """
+
+    columns: Sequence[Tensor]
+    numbers: Tensor
+    program: Sequence[int]
+    scalars: Tensor
+    seeds: Tensor | None = None
+    draws: Tensor | None = None
+    coef: Tensor | None = None

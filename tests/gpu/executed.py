@@ -19,7 +19,8 @@ from ptx import Kernel, Memory, Statistics, execute, parse
 from torch import Tensor
 
 from fastdiff.backends import cuda
-from fastdiff.rows.call import Call
+from fastdiff.backends.cuda_arguments import gram_arguments
+from fastdiff.rows.call import Call, GramCall
 
 
 class ExecutedCuda(EmulatedCuda):
@@ -60,7 +61,7 @@ class ExecutedCuda(EmulatedCuda):
 
     def gram(self, call: GramCall) -> None:
         """As ``Library.gram``, whose launches are executed once the last one is known."""
-        args, parts = cuda._gram_arguments(call)
+        args, parts = gram_arguments(call)
         before = self.launched().launches
         cuda._launch(self._gram, args, call.scalars)
         named = [(f"columns.{i}", column) for i, column in enumerate(call.columns)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.backends.reference import normals
+from fastdiff.rows.call import GramCall
 from fastdiff.rows.dtypes import NETWORK_TYPES
 from fastdiff.rows.gram import MAX_STEPS, MAX_SUMS, MAX_VECTORS, OPERATIONS
 from fastdiff.rows.layout import CHANNELS_LAST, ROW_MAJOR
@@ -20,26 +21,6 @@ from fastdiff.testing.rows import Placement, same_bits
 SIZES = (0, 1, 2, 3, 4, 5, 31, 33, 127, 129, 511, 512, 513, 1023, 4095, 4096, 4097, 8192, 12289)
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 6e4)
 TAKES_NO, TAKES_ONE = ("number",), ("number", "sqrt")
-
-
-@dataclass(frozen=True)
-class GramProgram:
-    """The structure of a gram, encoded."""
-
-    integers: list[int]
-
-
-@dataclass(frozen=True)
-class GramCall:
-    """The arguments of the op ``gram``."""
-
-    columns: list[Tensor]
-    numbers: Tensor
-    program: GramProgram
-    seeds: Tensor | None
-    draws: Tensor | None
-    coef: Tensor | None
-    scalars: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,13 +50,7 @@ class GramCase:
         views = {name: guarded.view for name, guarded in written.items()}
         gram(
             GramCall(
-                [column.view for column in columns],
-                self.numbers,
-                GramProgram(self.integers),
-                self.seeds,
-                self.draws,
-                views.get("coef"),
-                views["scalars"],
+                [c.view for c in columns], self.numbers, self.integers, seeds=self.seeds, draws=self.draws, **views
             )
         )
         for column, (values, _) in zip(columns, self.columns, strict=True):
@@ -162,7 +137,7 @@ def _placement(rng: np.random.Generator, layout: str) -> Placement:
 
 def gram(call: GramCall) -> None:
     """The definition of the op, in plain PyTorch."""
-    rest, numbers = iter(call.program.integers), iter(call.numbers.unbind(1))
+    rest, numbers = iter(call.program), iter(call.numbers.unbind(1))
     batch, size = call.columns[0].shape[0], call.columns[0].shape[1:].numel()
     columns, draws, vectors = (next(rest) for _ in range(3))
     assert columns == len(call.columns)

@@ -1,4 +1,6 @@
-"""Runs random rows, and on the CUDA kernels random grams, on a build made with a sanitizer; ends with status 0 if there was nothing to report.
+"""Runs random rows, and on the CUDA kernels random grams, on a build made with a sanitizer.
+
+It ends with status 0 if there was nothing to report.
 
     LD_PRELOAD=<libasan.so> python tests/gpu/sanitized.py cuda <library> <cases> <most elements> <order> ...
     LD_PRELOAD=<libasan.so> python tests/gpu/sanitized.py cpu <library> <cases> <most elements> <instruction set> ...
@@ -16,11 +18,11 @@ from typing import Any
 
 import torch
 from emulated import EmulatedCuda
-from grams import GramCall, gram, random_gram
+from grams import gram, random_gram
 from torch import Tensor
 
 from fastdiff.backends.cuda import Library
-from fastdiff.rows.call import Call
+from fastdiff.rows.call import Call, GramCall
 from fastdiff.testing.rows import random_case, same_bits
 
 PROCESS = ctypes.CDLL(None)

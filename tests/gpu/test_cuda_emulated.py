@@ -14,6 +14,7 @@ from sampling import network
 
 import fastdiff
 from fastdiff.backends import cuda, reference
+from fastdiff.backends.cuda_arguments import DTYPES, StageArgs, noise_arguments
 from fastdiff.errors import BackendError
 from fastdiff.maths.draw import Draw
 from fastdiff.rows.call import Call
@@ -186,11 +187,7 @@ def launch_on(device, monkeypatch, library):
     """Launch as for a CUDA tensor on this device, whose current stream is number 1234."""
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=1234))
     out, seeds, draws = torch.empty(2, 8), torch.tensor([1, 2]), torch.tensor([[4, 0, 0, 0]])
-    args = cuda._arguments(out, cuda.NOISE)
-    args.state = cuda.DTYPES[torch.float32]
-    args.seeds, args.seeds_stride = cuda._table(seeds)
-    args.draws, args.draws_stride = cuda._table(draws)
-    cuda._point(args.store[0], out)
+    args = noise_arguments(out, seeds, draws)
     tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda", device))
     cuda._launch(library._fill_noise, args, tensor)
 
@@ -258,14 +255,14 @@ def test_arguments_are_those_of_the_header():
     case = random_case(4, max_elements=33)
     library.order("none")
     case.run(library.stage)
-    args = cuda._StageArgs.from_buffer_copy(library.launched().argument)
+    args = StageArgs.from_buffer_copy(library.launched().argument)
     # After them stand the slots, which the launcher gives.
     assert ctypes.sizeof(args) + 8 == len(library.launched().argument)
     assert (args.batch, args.numel) == (case.shape[0], case.shape[1:].numel())
     assert args.program.coefficients == len(case.row.coefficients)
     assert args.coef == case.coef.data_ptr()
     assert [args.column[i].dtype for i in range(args.program.columns)] == [
-        cuda.DTYPES[values.dtype] for values, _ in case.columns
+        DTYPES[values.dtype] for values, _ in case.columns
     ]
 
 

@@ -1,17 +1,18 @@
 """The gram of the CUDA backend, by each way of running its kernels, against its definition: bit for bit."""
 
-from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from compiled import NVCC, TARGETS
 from emulated import ORDERS, EmulatedCuda
-from grams import GramCall, GramProgram, gram, larger, random_gram, total
+from grams import gram, larger, random_gram, total
 from test_cuda_emulated import normals_of_blocks, sparse
 
 from fastdiff.backends import cuda
+from fastdiff.backends.cuda_arguments import CHUNK, gram_arguments
 from fastdiff.errors import BackendError
+from fastdiff.rows.call import GramCall
 from fastdiff.testing.rows import same_bits
 
 CASES, PTX_CASES = 600, 24
@@ -52,7 +53,7 @@ def test_random_grams_have_the_bits_of_the_definition(library, block):
         library.order(ORDERS[4] if seed % 16 == 15 else ORDERS[1 + seed % 3], seed)
         before, case = library.launched().launches, random_gram(seed)
         agree(library.gram, case)
-        several = case.columns[0][0][0].numel() > cuda.CHUNK
+        several = case.columns[0][0][0].numel() > CHUNK
         assert library.launched().launches - before == 1 + several
 
 
@@ -75,7 +76,7 @@ def test_quads_of_a_column_move_at_once(executed, dtype):
     call = inner_product([x, y])
     library.gram(call)
     expected = torch.empty_like(call.scalars)
-    gram(replace(call, scalars=expected))
+    gram(call._replace(scalars=expected))
     assert same_bits(call.scalars, expected)
     regions = library.memory.named("columns")
     assert sum(region.bytes_read for region in regions) == 2 * 2 * 4096 * dtype.itemsize
@@ -84,9 +85,9 @@ def test_quads_of_a_column_move_at_once(executed, dtype):
 
 def inner_product(columns):
     """The sum of products of two columns."""
-    program = GramProgram([2, 0, 2, 1, 0, 1, 1, 1, 0, 0, 1, -1, 0, 0])
+    program = [2, 0, 2, 1, 0, 1, 1, 1, 0, 0, 1, -1, 0, 0]
     scalars = torch.empty(columns[0].shape[0], 1, dtype=torch.float64)
-    return GramCall(columns, torch.ones(1, 2, dtype=torch.float64), program, None, None, None, scalars)
+    return GramCall(columns, torch.ones(1, 2, dtype=torch.float64), program, scalars)
 
 
 def test_a_sum_of_more_chunks_than_one_chunk_has(library):
@@ -101,10 +102,10 @@ def test_beyond_two_to_the_32_elements(library):
     """The last two chunks of a sample that is one draw: their counters and places need more than 32 bits."""
     numel, seed, draw = 2**34 + 4096 + 1027, 2**33 + 5, [1, 4, 2, 3]
     x = sparse(numel, torch.bfloat16)[None]
-    program = GramProgram([1, 1, 1, 2, 0, 1, 1, 0, 0, 0, -1, 0, 0])
+    program = [1, 1, 1, 2, 0, 1, 1, 0, 0, 0, -1, 0, 0]
     seeds, draws = torch.tensor([seed]), torch.tensor([[draw]])
     scalars, numbers = torch.empty(1, 1, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
-    args, parts = cuda._gram_arguments(GramCall([x], numbers, program, seeds, draws, None, scalars))
+    args, parts = gram_arguments(GramCall([x], numbers, program, scalars, seeds, draws))
     library.order("ends", 2)
     cuda._launch(library._gram, args, scalars)
     chunks = parts.shape[-1]
@@ -132,19 +133,19 @@ def test_a_nan_stays_in_its_sample_and_is_never_lost():
     nan, one = torch.tensor([float("nan")]), torch.tensor([1.0])
     assert all(larger(a, b).isnan() for a, b in ((nan, one), (one, nan)))
     # atol and rtol weigh 1 by two columns, of which one has a NaN in its second sample.
-    program = GramProgram([2, 0, 3, 1, 2, 1, 0, 1, 1, 2, 1, 0, 1, 2, 1, 0, 2, 1, 0, 0])
+    program = [2, 0, 3, 1, 2, 1, 0, 1, 1, 2, 1, 0, 1, 2, 1, 0, 2, 1, 0, 0]
     for broken in range(2):
         columns = [torch.ones(3, 8), torch.full((3, 8), 2.0)]
         columns[broken][1, 5] = torch.nan
         scalars = torch.empty(3, 2, dtype=torch.float64)
         numbers = torch.tensor([[1.0, 1.0, 1.0, 0.5, 0.25, 0.5, 0.25]], dtype=torch.float64)
-        EmulatedCuda().gram(GramCall(columns, numbers, program, None, None, None, scalars))
+        EmulatedCuda().gram(GramCall(columns, numbers, program, scalars))
         assert scalars.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
 
 
 def test_what_does_not_fit_is_refused(library):
     terms = [0] * 200
-    program = GramProgram([1, 0, 2, 200, *terms, 200, *terms, 1, 0, 0, 1, -1, 0, 0])
+    program = [1, 0, 2, 200, *terms, 200, *terms, 1, 0, 0, 1, -1, 0, 0]
     scalars, numbers = torch.empty(1, 1, dtype=torch.float64), torch.ones(1, 400, dtype=torch.float64)
     with pytest.raises(BackendError, match=r"400 terms in its vectors; the CUDA kernels take at most 256"):
-        library.gram(GramCall([torch.ones(1, 4)], numbers, program, None, None, None, scalars))
+        library.gram(GramCall([torch.ones(1, 4)], numbers, program, scalars))

@@ -299,28 +299,28 @@ CUDA = (
     ),
     Mutant(
         "all samples share coefficients",
-        "fastdiff/backends/cuda.py",
+        "fastdiff/backends/cuda_arguments.py",
         "0 if table.shape[0] == 1 else table.stride(0)",
         "0",
         RANDOM_ROWS,
     ),
     Mutant(
         "seeds and draws change places",
-        "fastdiff/backends/cuda.py",
+        "fastdiff/backends/cuda_arguments.py",
         '*((name, ctypes.c_void_p) for name in ("coef", "present", "seeds", "draws"))',
         '*((name, ctypes.c_void_p) for name in ("coef", "present", "draws", "seeds"))',
         RANDOM_ROWS,
     ),
     Mutant(
         "a clamp without a scale is both",
-        "fastdiff/backends/cuda.py",
+        "fastdiff/backends/cuda_arguments.py",
         "scale=program.scale_at(i) if output.scale else -1",
         "scale=program.scale_at(i)",
         RANDOM_ROWS,
     ),
     Mutant(
         "columns of noise are draws",
-        "fastdiff/backends/cuda.py",
+        "fastdiff/backends/cuda_arguments.py",
         "FIRST_DRAW + r if r >= 0 else -1 - r",
         "FIRST_DRAW + max(r, 0)",
         RANDOM_ROWS,
@@ -477,7 +477,9 @@ CUDA = (
     Mutant(
         "the larger of a number is never a NaN", "csrc/cuda_gram.h", "a > b || a != a ? a : b", "a < b ? b : a", GRAMS
     ),
-    Mutant("sizes keep their sign", "csrc/cuda_gram.h", "bits<uint64_t>(a) & ~(1ull << 63)", "bits<uint64_t>(a)", GRAMS),
+    Mutant(
+        "sizes keep their sign", "csrc/cuda_gram.h", "bits<uint64_t>(a) & ~(1ull << 63)", "bits<uint64_t>(a)", GRAMS
+    ),
     Mutant("all draws are the first", "csrc/cuda_gram.h", "4 * (source - kFirstGramDraw)", "0 * source", GRAMS),
     Mutant(
         "a difference is turned round",
@@ -486,7 +488,9 @@ CUDA = (
         "return add(right, -left);",
         GRAMS,
     ),
-    Mutant("steps do not take their numbers", "csrc/cuda_gram.h", "__ldg(number++) : 0.0", "__ldg(number) : 0.0", GRAMS),
+    Mutant(
+        "steps do not take their numbers", "csrc/cuda_gram.h", "__ldg(number++) : 0.0", "__ldg(number) : 0.0", GRAMS
+    ),
     Mutant(
         "coefficients pass over no factors",
         "csrc/cuda_gram.h",
@@ -524,14 +528,14 @@ CUDA = (
     ),
     Mutant(
         "a whole chunk is a part",
-        "fastdiff/backends/cuda.py",
+        "fastdiff/backends/cuda_arguments.py",
         "if args.numel > CHUNK:",
         "if args.numel >= CHUNK:",
         GRAMS,
     ),
     Mutant(
         "the constant is a draw",
-        "fastdiff/backends/cuda.py",
+        "fastdiff/backends/cuda_arguments.py",
         "s - columns if s < columns + draws else MAX_DRAWS",
         "s - columns",
         GRAMS,
@@ -551,7 +555,9 @@ CUDA = (
         "total[lane] += factor * value[lane];",
         FUSED,
     ),
-    Mutant("a division that rounds to zero on the device", "csrc/portable.h", "__ddiv_rn(a, b)", "__ddiv_rz(a, b)", FUSED),
+    Mutant(
+        "a division that rounds to zero on the device", "csrc/portable.h", "__ddiv_rn(a, b)", "__ddiv_rz(a, b)", FUSED
+    ),
     Mutant("an approximate square root on the device", "csrc/portable.h", "__fsqrt_rn(a)", "__fsqrt_rz(a)", FUSED),
     Mutant("subnormals are flushed", "csrc/nvcc.options", "-ftz=false", "-ftz=true", FUSED),
     Mutant(
