@@ -553,7 +553,7 @@ CUDA = (
         "csrc/cuda_gram.h",
         "total[lane] = add(total[lane], mul(factor, value[lane]));",
         "total[lane] += factor * value[lane];",
-        FUSED,
+        CONTRACTION,
     ),
     Mutant(
         "a division that rounds to zero on the device", "csrc/portable.h", "__ddiv_rn(a, b)", "__ddiv_rz(a, b)", FUSED
