@@ -1,66 +1,67 @@
 // A row computed by the threads of a device, each for the few quads of elements that it owns.
 //
 // A thread loads all columns of its elements before it stores any output, which makes writing in place safe.
-// A row's terms name columns by number and registers have none, so the columns lie in shared memory, in slots
-// that only their own thread touches: no barrier, no bank conflict, and one kernel serves every row.
+// A row's terms name columns and outputs by number and registers have none, so these lie in shared memory, in
+// slots that only their own thread touches: no barrier, no bank conflict, and one kernel serves every row.
 #pragma once
 
-#include "quad.h"
+#include "slots.h"
 
 namespace fastdiff {
 
 enum Drawing { kNoDraws, kDrawsByRow, kDrawsByChannel };
 
-// Slots are the columns, then the derived one, then one for what is on its way: the normals of a draw, or an
-// output that leaves element by element.
-__host__ __device__ inline int derived_slot(const Program& p) { return p.columns; }
-__host__ __device__ inline int spare_slot(const Program& p) { return p.columns + (p.d_terms >= 0); }
-inline int slots_of(const Program& p) { return spare_slot(p) + 1; }
-
-// One thread's slots for all its values, 128 bits at a time; threads lie side by side.
-template <class T>
-struct Slots {
-  static constexpr int kParts = sizeof(T) / 4, kLanes = kQuad / kParts;
-  static constexpr int kBytes = kQuads<T> * kQuad * sizeof(T);
-  uint4* own;
-  int threads;
-
-  __device__ uint4& part(int slot, int q, int j) const {
-    return own[((slot * kQuads<T> + q) * kParts + j) * threads];
-  }
-
-  __device__ void put(int slot, int q, const T (&value)[kQuad]) const {
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) memcpy(&part(slot, q, j), value + j * kLanes, sizeof(uint4));
-  }
-
-  __device__ void get(int slot, int q, T (&value)[kQuad]) const {
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) {
-      const uint4 four = part(slot, q, j);
-      memcpy(value + j * kLanes, &four, sizeof(four));
-    }
-  }
-
-  __device__ T& one(int slot, int q, int lane) const {
-    return ((T*)&part(slot, q, lane / kLanes))[lane % kLanes];
-  }
+// A launch as kernels read it: a source or base that is an output stands in the program by its slot. Slots
+// are the columns, then the outputs that later ones read, then one for what is on its way: the normals of a
+// draw, or an output that leaves element by element.
+struct SlottedArgs {
+  StageArgs args;
+  // -1 where no later output reads this one.
+  int8_t slot[kMaxOutputs];
+  int8_t spare;
 };
+
+inline bool is_output(int source) { return source >= kFirstOutput && source < kFirstDraw; }
+
+inline bool is_read(const Program& p, int output) {
+  bool found = false;
+  for (int k = 0; k < p.coefficients; ++k) found |= p.source[k] == kFirstOutput + output;
+  for (int o = 0; o < p.outputs; ++o) found |= p.output[o].base == kFirstOutput + output;
+  return found;
+}
+
+inline SlottedArgs give_slots(const StageArgs& args) {
+  SlottedArgs found = {args, {}, 0};
+  Program& p = found.args.program;
+  int8_t next = p.columns;
+  for (int o = 0; o < p.outputs; ++o) found.slot[o] = is_read(p, o) ? next++ : -1;
+  found.spare = next;
+  for (int k = 0; k < p.coefficients; ++k) {
+    if (is_output(p.source[k])) p.source[k] = (uint8_t)found.slot[p.source[k] - kFirstOutput];
+  }
+  for (int o = 0; o < p.outputs; ++o) {
+    int8_t& base = p.output[o].base;
+    if (is_output(base)) base = found.slot[base - kFirstOutput];
+  }
+  return found;
+}
+
+inline int slots_of(const SlottedArgs& a) { return a.spare + 1; }
 
 template <class T>
 __device__ inline Slots<T> own_slots() {
-  extern __shared__ uint4 block_slots[];
-  return {block_slots + (threadIdx.y * blockDim.x + threadIdx.x), (int)(blockDim.x * blockDim.y)};
+  return {block_memory() + (threadIdx.y * blockDim.x + threadIdx.x), (int)(blockDim.x * blockDim.y)};
 }
 
 // What a thread works on. What its sample has of its own is read where it is needed: registers are few.
 template <class T>
 struct Work {
-  const StageArgs& a;
+  const SlottedArgs& slotted;
   const Slots<T>& slots;
   const Group& group;
 
-  __device__ SampleArgs<T> sample() const { return sample_args<T>(a, group.b); }
+  __device__ const StageArgs& args() const { return slotted.args; }
+  __device__ SampleArgs<T> sample() const { return sample_args<T>(args(), group.b); }
 };
 
 // Coefficients in the order in which a row reads them.
@@ -107,20 +108,12 @@ struct Sums {
   }
 };
 
-// The same number, of which the compiler knows nothing: it would hold the keys of all rounds over a loop.
-__device__ inline int64_t opaque(int64_t value) {
-#ifdef __CUDA_ARCH__
-  asm volatile("" : "+l"(value));
-#endif
-  return value;
-}
-
 // A draw's normals into their slot. Where channels come last, neighbours belong to four Philox blocks.
 template <Drawing kDrawing, class T>
 __device__ inline void draw_normals(const Work<T>& work, int draw_number) {
   const SampleArgs<T> sample = work.sample();
   const Draw draw = make_draw(sample.draws + 4 * draw_number);
-  const int slot = spare_slot(work.a.program);
+  const int slot = work.slotted.spare;
 #pragma unroll 1
   for (int q = 0; q < work.group.quads; ++q) {
     const int64_t place = work.group.place(q);
@@ -134,7 +127,7 @@ __device__ inline void draw_normals(const Work<T>& work, int draw_number) {
     } else {
 #pragma unroll 1
       for (int lane = 0; lane < kQuad; ++lane) {
-        const int64_t element = logical_index(work.a, place + lane);
+        const int64_t element = logical_index(work.args(), place + lane);
         work.slots.one(slot, q, lane) = normal_of_element(opaque(sample.seed), draw, element);
       }
     }
@@ -145,7 +138,7 @@ __device__ inline void draw_normals(const Work<T>& work, int draw_number) {
 template <Drawing kDrawing, class T>
 __device__ inline void add_products(const Work<T>& work, Reader<T>& reader, int first, int last,
                                     Sums<T>& sums) {
-  const Program& p = work.a.program;
+  const Program& p = work.args().program;
 #pragma unroll 1
   for (int k = first; k < last; ++k) {
     T factor;
@@ -153,9 +146,7 @@ __device__ inline void add_products(const Work<T>& work, Reader<T>& reader, int 
     int slot = p.source[k];
     if (kDrawing != kNoDraws && slot >= kFirstDraw) {
       draw_normals<kDrawing>(work, slot - kFirstDraw);
-      slot = spare_slot(p);
-    } else if (slot == kDerived) {
-      slot = derived_slot(p);
+      slot = work.slotted.spare;
     }
     sums.add(work, factor, slot);
   }
@@ -172,8 +163,8 @@ __device__ inline void put(const Work<T>& work, int slot, const Values<T>& value
 template <class T>
 __device__ inline void load_columns(const Work<T>& work) {
 #pragma unroll 1
-  for (int c = 0; c < work.a.program.columns; ++c) {
-    const Buffer& column = work.a.column[c];
+  for (int c = 0; c < work.args().program.columns; ++c) {
+    const Buffer& column = work.args().column[c];
     const Spot from(column, work.group.b, work.group);
     if (from.at_once) {
       Values<T> value = {};
@@ -190,10 +181,10 @@ __device__ inline void load_columns(const Work<T>& work) {
 // Values, rounded to the storage type of a buffer, into their sample of it, or of so many stacked copies.
 template <class T>
 __device__ inline void store(const Work<T>& work, const Buffer& buffer, const Values<T>& value, int copies) {
-  const int spare = spare_slot(work.a.program);
+  const int spare = work.slotted.spare;
 #pragma unroll 1
   for (int copy = 0; copy < copies; ++copy) {
-    const Spot to(buffer, copy * work.a.batch + work.group.b, work.group);
+    const Spot to(buffer, copy * work.args().batch + work.group.b, work.group);
     if (to.at_once) {
       store_quads<T>(to, work.group, value);
       continue;
@@ -205,26 +196,22 @@ __device__ inline void store(const Work<T>& work, const Buffer& buffer, const Va
   }
 }
 
+// Clamps a sum and scales it, as far as its output does and these are present.
 template <class T>
-__device__ inline void derive(const Work<T>& work, Reader<T>& reader) {
-  const Program& p = work.a.program;
-  Sums<T> sums;
-  add_products<kNoDraws>(work, reader, 0, p.d_terms, sums);
-  sums.finish();
+__device__ inline void limit(const Output& out, Reader<T>& reader, Values<T>& w) {
   T bound, scale;
-  if (p.d_bound >= 0 && reader.take(bound)) {
-    for_each_value<T>([&](int q, int lane) { sums.total[q][lane] = clamp(sums.total[q][lane], bound); });
+  if (out.bound >= 0 && reader.take(bound)) {
+    for_each_value<T>([&](int q, int lane) { w[q][lane] = clamp(w[q][lane], bound); });
   }
-  if (p.d_scale >= 0 && reader.take(scale)) {
-    for_each_value<T>([&](int q, int lane) { sums.total[q][lane] = mul(scale, sums.total[q][lane]); });
+  if (out.scale >= 0 && reader.take(scale)) {
+    for_each_value<T>([&](int q, int lane) { w[q][lane] = mul(scale, w[q][lane]); });
   }
-  put(work, derived_slot(p), sums.total);
 }
 
 // An output as the network input: scaled, rounded once, and stored in every copy.
 template <class T>
 __device__ inline void feed(const Work<T>& work, Values<T>& w) {
-  const StageArgs& a = work.a;
+  const StageArgs& a = work.args();
   const SampleArgs<T> sample = work.sample();
   const int k = a.program.c_in;
   if (is_present(sample.present, k)) {
@@ -237,12 +224,11 @@ __device__ inline void feed(const Work<T>& work, Values<T>& w) {
 // All outputs of a thread's elements.
 template <class T, Drawing kDrawing>
 __device__ inline void stage(const Work<T>& work) {
-  const StageArgs& a = work.a;
+  const StageArgs& a = work.args();
   const Program& p = a.program;
   load_columns(work);
   const SampleArgs<T> sample = work.sample();
   Reader<T> reader = {sample.coef, (uint64_t)sample.present};
-  if (p.d_terms >= 0) derive(work, reader);
 #pragma unroll 1
   for (int o = 0; o < p.outputs; ++o) {
     const Output& out = p.output[o];
@@ -253,6 +239,9 @@ __device__ inline void stage(const Work<T>& work) {
     if (out.base >= 0) sums.add(work, T(1), out.base);
     add_products<kDrawing>(work, reader, first_noise, first_noise + out.noises, sums);
     sums.finish();
+    limit(out, reader, sums.total);
+    const int slot = work.slotted.slot[o];
+    if (slot >= 0) put(work, slot, sums.total);
     if (a.store[o].data) store(work, a.store[o], sums.total, 1);
     if (o == p.network && a.z.data) feed(work, sums.total);
   }

@@ -33,6 +33,8 @@ FD_HD double mul(double a, double b) { return __dmul_rn(a, b); }
 FD_HD double add(double a, double b) { return __dadd_rn(a, b); }
 FD_HD float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 FD_HD float square_root(float a) { return __fsqrt_rn(a); }
+FD_HD double divide(double a, double b) { return __ddiv_rn(a, b); }
+FD_HD double square_root(double a) { return __dsqrt_rn(a); }
 FD_HD float to_float(uint32_t a) { return __uint2float_rn(a); }
 FD_HD float to_float(int32_t a) { return __int2float_rn(a); }
 FD_HD float to_float(double a) { return __double2float_rn(a); }
@@ -43,6 +45,8 @@ FD_HD double mul(double a, double b) { return a * b; }
 FD_HD double add(double a, double b) { return a + b; }
 FD_HD float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FD_HD float square_root(float a) { return __builtin_sqrtf(a); }
+FD_HD double divide(double a, double b) { return a / b; }
+FD_HD double square_root(double a) { return __builtin_sqrt(a); }
 FD_HD float to_float(uint32_t a) { return (float)a; }
 FD_HD float to_float(int32_t a) { return (float)a; }
 FD_HD float to_float(double a) { return (float)a; }

@@ -43,6 +43,7 @@ __all__ = [
     "in_chunks",
     "list_backends",
     "plan",
+    "plan_step",
     "sample",
     "stage",
     "use_backend",

@@ -1,4 +1,4 @@
-"""The ops in CUDA C++ for NVIDIA devices: one launch for each call, nothing else on the stream.
+"""The ops in CUDA C++ for NVIDIA devices: one launch for each call, at most two for a gram, and nothing else.
 
 ``fastdiff._cuda`` is ``csrc/cuda.cu``, compiled by nvcc together with the CUDA runtime and without torch. It is opened
 when it is first asked for, on any machine; without a driver it says so. It is called through ctypes
@@ -9,66 +9,27 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastdiff.backends.cuda_arguments import (
+    GramArgs,
+    StageArgs,
+    gram_arguments,
+    noise_arguments,
+    point,
+    stage_arguments,
+)
 from fastdiff.backends.registry import Prepared
 from fastdiff.errors import BackendError
-from fastdiff.rows.dtypes import NETWORK_TYPES
-from fastdiff.rows.layout import CHANNELS_LAST, layout
-from fastdiff.rows.program import parse
-from fastdiff.rows.row import MAX_COEFFICIENTS, MAX_COLUMNS, MAX_OUTPUTS
+from fastdiff.rows.call import Call, GramCall
 
-ABI = 1
+ABI = 2
 REBUILD = "install fastdiff where nvcc and a CUDA build of torch are: pip install --no-build-isolation"
-DTYPES = {dtype: code for code, dtype in enumerate(NETWORK_TYPES)}
-DERIVED = MAX_COLUMNS
-FIRST_DRAW = DERIVED + 1
-NOISE = (0, 1, -1, -1, 0, 0, 1, -1, 0, 1, 0)
-"""The program of one draw and nothing else."""
-
-
-class _Buffer(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("dtype", ctypes.c_int32))
-
-
-class _Output(ctypes.Structure):
-    _fields_ = (
-        ("base", ctypes.c_int8),
-        ("first", ctypes.c_uint8),
-        ("terms", ctypes.c_uint8),
-        ("noises", ctypes.c_uint8),
-    )
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int8) for name in ("columns", "draws", "network", "d_terms", "d_bound", "d_scale")),
-        ("outputs", ctypes.c_int8),
-        ("c_in", ctypes.c_int8),
-        ("coefficients", ctypes.c_uint8),
-        ("source", ctypes.c_uint8 * MAX_COEFFICIENTS),
-        ("output", _Output * MAX_OUTPUTS),
-    )
-
-
-class _StageArgs(ctypes.Structure):
-    """``StageArgs`` of ``csrc/stage.h``."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "numel", "channels")),
-        *((name, ctypes.c_int32) for name in ("state", "copies")),
-        *((name, ctypes.c_void_p) for name in ("coef", "present", "seeds", "draws")),
-        *((f"{name}_stride", ctypes.c_int64) for name in ("coef", "present", "seeds", "draws")),
-        ("program", _Program),
-        ("column", _Buffer * MAX_COLUMNS),
-        ("store", _Buffer * MAX_OUTPUTS),
-        ("z", _Buffer),
-    )
 
 
 class Library:
@@ -88,7 +49,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         handle = ctypes.CDLL(str(path))
         handle.fastdiff_cuda_abi.restype = ctypes.c_uint64
-        if handle.fastdiff_cuda_abi() != ABI ^ ctypes.sizeof(_StageArgs) << 32:
+        if handle.fastdiff_cuda_abi() != ABI ^ ctypes.sizeof(StageArgs) << 32 ^ ctypes.sizeof(GramArgs) << 48:
             raise BackendError(f"{path.name} comes from another build of fastdiff; {REBUILD}")
         handle.fastdiff_cuda_targets.restype = ctypes.c_char_p
         self.targets = handle.fastdiff_cuda_targets().decode().split()
@@ -96,8 +57,9 @@ class Library:
         handle.fastdiff_cuda_versions(ctypes.byref(driver), ctypes.byref(runtime))
         self.driver, self.runtime = driver.value, runtime.value
         self._stage, self._fill_noise = handle.fastdiff_cuda_stage, handle.fastdiff_cuda_fill_noise
-        for launch in (self._stage, self._fill_noise):
-            launch.argtypes = (ctypes.POINTER(_StageArgs), ctypes.c_int32, ctypes.c_void_p)
+        self._gram = handle.fastdiff_cuda_gram
+        for launch, args in ((self._stage, StageArgs), (self._fill_noise, StageArgs), (self._gram, GramArgs)):
+            launch.argtypes = (ctypes.POINTER(args), ctypes.c_int32, ctypes.c_void_p)
             launch.restype = ctypes.c_char_p
 
     def refusal(self, capability: tuple[int, int] | None = None) -> str | None:
@@ -119,49 +81,32 @@ class Library:
             return f"fastdiff._cuda is compiled for {', '.join(self.targets)}; this device has capability {asked}"
         return None
 
-    def stage(
-        self,
-        columns: Sequence[Tensor],
-        coef: Tensor,
-        present: Tensor | None,
-        seeds: Tensor | None,
-        draws: Tensor | None,
-        program: Sequence[int],
-        stores: Sequence[Tensor | None],
-        z: Tensor | None,
-    ) -> None:
-        """Run one row; arguments as for ``fastdiff.backends.reference.stage``, in one launch."""
-        _launch(self._stage, _stage_arguments(columns, coef, present, seeds, draws, program, stores, z), coef)
+    def stage(self, call: Call) -> None:
+        """Run one row in one launch."""
+        _launch(self._stage, stage_arguments(call), call.coef)
 
-    def prepare(
-        self,
-        columns: Sequence[Tensor | None],
-        coef: Tensor,
-        seeds: Tensor,
-        draws: Tensor,
-        program: Sequence[int],
-        stores: Sequence[Tensor | None],
-        z: Tensor | None,
-    ) -> Prepared:
+    def prepare(self, call: Call) -> Prepared:
         """The launch of a row whose arguments stay where they are, but for the columns that are None."""
-        args = _stage_arguments(columns, coef, None, seeds, draws, program, stores, z)
-        missing = [buffer for buffer, column in zip(args.column, columns, strict=False) if column is None]
+        args = stage_arguments(call)
+        missing = [buffer for buffer, column in zip(args.column, call.columns, strict=False) if column is None]
 
         def launch(given: Sequence[Tensor]) -> None:
             for buffer, column in zip(missing, given, strict=True):
-                _point(buffer, column)
-            _launch(self._stage, args, coef)
+                point(buffer, column)
+            _launch(self._stage, args, call.coef)
 
         return launch
 
     def fill_noise(self, out: Tensor, seeds: Tensor, draws: Tensor) -> None:
         """Fill ``out`` with normals; arguments as for ``fastdiff.backends.reference.fill_noise``, in one launch."""
-        args = _arguments(out, NOISE)
-        args.state = DTYPES[torch.float64 if out.dtype is torch.float64 else torch.float32]
-        args.seeds, args.seeds_stride = _table(seeds)
-        args.draws, args.draws_stride = _table(draws)
-        _point(args.store[0], out)
-        _launch(self._fill_noise, args, out)
+        _launch(self._fill_noise, noise_arguments(out, seeds, draws), out)
+
+    def gram(self, call: GramCall) -> None:
+        """Make the scalars and coefficients of a gram, in two launches, or one where a sample is one chunk."""
+        args, parts = gram_arguments(call)
+        _launch(self._gram, args, call.scalars)
+        # Until the launches are on their stream, which is the one that the memory is of.
+        del parts
 
 
 def unavailable() -> str | None:
@@ -183,18 +128,9 @@ def details() -> str:
     return f"{versions}, compiled for {', '.join(found.targets)}"
 
 
-def stage(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> None:
-    """Run one row; arguments as for ``fastdiff.backends.reference.stage``, in one launch."""
-    _opened().stage(columns, coef, present, seeds, draws, program, stores, z)
+def stage(call: Call) -> None:
+    """Run one row in one launch."""
+    _opened().stage(call)
 
 
 def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
@@ -202,17 +138,14 @@ def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
     _opened().fill_noise(out, seeds, draws)
 
 
-def prepare(
-    columns: Sequence[Tensor | None],
-    coef: Tensor,
-    seeds: Tensor,
-    draws: Tensor,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> Prepared:
+def gram(call: GramCall) -> None:
+    """Make the scalars and coefficients of a gram, in two launches, or one where a sample is one chunk."""
+    _opened().gram(call)
+
+
+def prepare(call: Call) -> Prepared:
     """The launch of a row whose arguments stay where they are, but for the columns that are None."""
-    return _opened().prepare(columns, coef, seeds, draws, program, stores, z)
+    return _opened().prepare(call)
 
 
 @cache
@@ -248,79 +181,7 @@ def _runs_on(target: str, capability: tuple[int, int]) -> bool:
     return capability >= (major, minor) if kind == "compute" else capability[0] == major and capability[1] >= minor
 
 
-def _stage_arguments(
-    columns: Sequence[Tensor | None],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> _StageArgs:
-    """All of a row's arguments, but for columns that are None."""
-    args = _arguments(next(tensor for tensor in (*columns, *stores) if tensor is not None), program)
-    args.state = DTYPES[coef.dtype]
-    args.coef, args.coef_stride = _table(coef)
-    args.present, args.present_stride = _table(present)
-    args.seeds, args.seeds_stride = _table(seeds)
-    args.draws, args.draws_stride = _table(draws)
-    for buffers, tensors in ((args.column, columns), (args.store, stores)):
-        for buffer, tensor in zip(buffers, tensors, strict=False):
-            if tensor is not None:
-                _point(buffer, tensor)
-    if z is not None:
-        args.copies = z.shape[0] // max(args.batch, 1)
-        _point(args.z, z)
-    return args
-
-
-def _arguments(tensor: Tensor, program: Sequence[int]) -> _StageArgs:
-    """Arguments with a program, and with the sizes and layout that all tensors of a call have."""
-    args = _StageArgs()
-    args.batch, args.numel, args.copies = tensor.shape[0], tensor.shape[1:].numel(), 1
-    # Which layouts a shape allows does not depend on the tensor, so those of a call agree beyond "either".
-    args.channels = tensor.shape[1] if layout(tensor) == CHANNELS_LAST else 1
-    args.program = _program(tuple(program))
-    return args
-
-
-@lru_cache(maxsize=1024)
-def _program(integers: tuple[int, ...]) -> _Program:
-    """A program as kernels read it: the source of every coefficient, and where each output's begin."""
-    parsed = parse(integers)
-    sources = [*(parsed.derived or ()), *(0 for _ in range(parsed.clamp + parsed.scale))]
-    found = _Program(columns=parsed.columns, draws=parsed.draws)
-    found.network = found.d_terms = found.d_bound = found.d_scale = found.c_in = -1
-    if parsed.derived is not None:
-        found.d_terms = len(parsed.derived)
-        found.d_bound = parsed.clamp_at if parsed.clamp else -1
-        found.d_scale = parsed.scale_at if parsed.scale else -1
-    for i, output in enumerate(parsed.outputs):
-        base = -1 if output.base is None else output.base
-        found.output[i] = _Output(base, len(sources), len(output.terms), len(output.noise))
-        sources += [DERIVED if term == parsed.columns else term for term in output.terms]
-        sources += [FIRST_DRAW + r if r >= 0 else -1 - r for r in output.noise]
-    if parsed.network is not None:
-        found.network, found.c_in = parsed.network, parsed.c_in_at
-        sources.append(0)
-    found.outputs, found.coefficients = len(parsed.outputs), len(sources)
-    found.source[: len(sources)] = sources
-    return found
-
-
-def _table(table: Tensor | None) -> tuple[int | None, int]:
-    """Address, and the stride between samples: 0 where all share one row."""
-    if table is None:
-        return None, 0
-    return table.data_ptr(), 0 if table.shape[0] == 1 else table.stride(0)
-
-
-def _point(buffer: _Buffer, tensor: Tensor) -> None:
-    buffer.data, buffer.batch_stride, buffer.dtype = tensor.data_ptr(), tensor.stride(0), DTYPES[tensor.dtype]
-
-
-def _launch(run: ctypes._NamedFuncPointer, args: _StageArgs, tensor: Tensor) -> None:
+def _launch(run: ctypes._NamedFuncPointer, args: StageArgs | GramArgs, tensor: Tensor) -> None:
     """Launch on the current stream of the tensor's device."""
     device, stream = 0, None
     if tensor.is_cuda:

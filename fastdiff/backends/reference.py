@@ -241,7 +241,7 @@ def gram(call: GramCall) -> None:
             scalars.append(tree_sum(vectors[a] * vectors[b]))
         else:
             atol, rtol = next(take)[:, None], next(take)[:, None]
-            q = vectors[a] / _larger(atol, rtol * _larger(vectors[b].abs(), vectors[c].abs()))
+            q = vectors[a] / larger(atol, rtol * larger(vectors[b].abs(), vectors[c].abs()))
             scalars.append(tree_sum(q * q))
     for operation, left, right in program.steps:
         match OPERATIONS[operation]:
@@ -258,7 +258,7 @@ def gram(call: GramCall) -> None:
             case "sqrt":
                 made = square_root(scalars[left])
             case _:
-                made = _larger(scalars[left], scalars[right])
+                made = larger(scalars[left], scalars[right])
         scalars.append(made)
     call.scalars.copy_(torch.stack([s.expand(batch) for s in scalars], 1))
     coefficients = []
@@ -303,8 +303,8 @@ SPLITTER = 2.0**27 + 1
 def square_root(x: Tensor) -> Tensor:
     """The float64 square root, rounded once; that of torch on a CPU is one unit off now and then.
 
-    torch's root r is improved by ``(m - r^2) / (2 r)``, with the square exact in two parts (Dekker, 1971); the sum is then
-    rounded rightly, because no root of a float64 number lies that near to the middle of two (Markstein, 1990).
+    torch's root r is improved by ``(m - r^2) / (2 r)``, with the square exact in two parts (Dekker, 1971); the sum is
+    then rounded rightly: no root of a float64 number lies that near to the middle of two (Markstein, 1990).
     """
     mantissa, exponent = torch.frexp(x)
     odd = exponent & 1
@@ -318,7 +318,7 @@ def square_root(x: Tensor) -> Tensor:
     return torch.where((x > 0) & x.isfinite(), better, x.sqrt())
 
 
-def _larger(a: Tensor, b: Tensor) -> Tensor:
+def larger(a: Tensor, b: Tensor) -> Tensor:
     """The larger of two; NaN where either is."""
     return torch.where((a > b) | a.isnan(), a, b)
 

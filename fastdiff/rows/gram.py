@@ -21,6 +21,9 @@ ONE = "1"
 MAX_VECTORS = 6
 MAX_SUMS = 21
 MAX_STEPS = 64
+MAX_TERMS = 256
+MAX_FACTORS = 512
+"""How many terms the vectors have together, and how many factors the coefficients."""
 OPERATIONS = ("number", "add", "sub", "mul", "div", "sqrt", "max")
 """Arithmetic on scalars; an operation's place is its code."""
 
@@ -78,6 +81,7 @@ class Gram:
             ("vectors", self.vectors, MAX_VECTORS),
             ("sums", self.sums, MAX_SUMS),
             ("steps", self.steps, MAX_STEPS),
+            ("terms", [name for vector in self.vectors for name, _ in vector], MAX_TERMS),
         )
         for what, given, limit in limits:
             if len(given) > limit:
@@ -153,7 +157,8 @@ class GramProgram:
         found += [i for vector in self.vectors for i in (len(vector), *vector)]
         found += [len(self.sums), *(i for pair in self.sums for i in pair)]
         found += [len(self.steps), *(i for step in self.steps for i in step)]
-        return found + [len(self.coefficients), *(i for terms in self.coefficients for i in (len(terms), *terms))]
+        found += [len(self.coefficients), *(i for terms in self.coefficients for i in (len(terms), *terms))]
+        return found
 
     @property
     def scalars(self) -> int:
@@ -211,6 +216,8 @@ def _problem(program: GramProgram) -> str | None:
         ("sums", len(program.sums), 1, MAX_SUMS),
         ("steps", len(program.steps), 0, MAX_STEPS),
         ("coefficients", len(program.coefficients), 0, MAX_COEFFICIENTS),
+        ("terms", sum(map(len, program.vectors)), 0, MAX_TERMS),
+        ("factors", sum(map(len, program.coefficients)), 0, MAX_FACTORS),
     ):
         if not low <= count <= high:
             return f"it has {count} {what}; {low} to {high} are allowed"

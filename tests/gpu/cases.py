@@ -14,7 +14,7 @@ import torch
 
 from fastdiff.maths.draw import Draw
 from fastdiff.rows.layout import CHANNELS_LAST, ROW_MAJOR
-from fastdiff.rows.row import Derived, Output, Row
+from fastdiff.rows.row import Output, Row
 from fastdiff.testing.rows import Case, Placement
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -59,12 +59,12 @@ HEUN_PREDICTOR = Row(
 MULTISTEP = Row(
     ("x", "cond", "uncond", "h"),
     (
-        Output(base="x", terms=(("D", 1.0), ("h", 1.0), ("x", 1.0)), noise=(("xi", 1.0), ("eta", 1.0)), store="x"),
-        Output(terms=(("D", 1.0),), store="h"),
+        Output(terms=(("x", 1.0), ("cond", 1.0), ("uncond", 1.0)), bound=1.0, scale=1.0),
+        Output(base="x", terms=(("w0", 1.0), ("h", 1.0), ("x", 1.0)), noise=(("xi", 1.0), ("eta", 1.0)), store="x"),
+        Output(terms=(("w0", 1.0),), store="h"),
     ),
     (("xi", Draw(1, 0)), ("eta", Draw(2, 1))),
-    derived=Derived((("x", 1.0), ("cond", 1.0), ("uncond", 1.0)), bound=1.0, scale=1.0),
-    network=0,
+    network=1,
     copies=2,
 )
 FIRST_NOISE = Row((), (Output(noise=(("xi", 1.0),), store="x"),), (("xi", Draw(0, 0)),), network=0)
@@ -82,14 +82,14 @@ KINDS = {
     "heun predictor": Kind(HEUN_PREDICTOR, F32, (F32, BF16), ("x", None), BF16),
     "heun corrector": Kind(_heun_corrector(("F",)), F32, (F32, BF16), ("q",), BF16),
     "guided corrector": Kind(_heun_corrector(("cond", "uncond")), F32, (F32, F16, F16), ("q",), F16),
-    "multistep": Kind(MULTISTEP, F32, (F32, BF16, BF16, F32), ("x", "h"), BF16),
-    "continuous batching": Kind(MULTISTEP, F32, (F32, F16, F16, F32), ("x", F16), F32, presence=True),
+    "multistep": Kind(MULTISTEP, F32, (F32, BF16, BF16, F32), (None, "x", "h"), BF16),
+    "continuous batching": Kind(MULTISTEP, F32, (F32, F16, F16, F32), (None, "x", F16), F32, presence=True),
     "left-over elements": Kind(_heun_corrector(("F",)), F32, (F32, BF16), (F32,), BF16, access="tail"),
     "unaligned": Kind(_heun_corrector(("F",)), F32, (F32, BF16), ("q",), F16, access="elements"),
     "caller's noise": Kind(CALLER_NOISE, F32, (F32, BF16, F16), (F32, BF16, F16, F32), access="tail"),
     "channels last": Kind(_heun_corrector(("F",)), F32, (F32, BF16), ("q",), BF16, layout=CHANNELS_LAST),
-    "fp64 multistep": Kind(MULTISTEP, F64, (F64, BF16, BF16, F64), ("x", "h"), BF16),
-    "fp64 narrow": Kind(MULTISTEP, F64, (F64, F32, F16, F32), (BF16, F32), F16, access="elements", presence=True),
+    "fp64 multistep": Kind(MULTISTEP, F64, (F64, BF16, BF16, F64), (None, "x", "h"), BF16),
+    "fp64 narrow": Kind(MULTISTEP, F64, (F64, F32, F16, F32), (None, BF16, F32), F16, access="elements", presence=True),
     "first noise": Kind(FIRST_NOISE, F32, (), (F32,), BF16),
 }
 

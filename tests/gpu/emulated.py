@@ -32,7 +32,7 @@ or only the first and last few blocks."""
 
 
 class Launched(ctypes.Structure):
-    """What was launched last, and how many launches there were."""
+    """What was launched, and how many launches there have been."""
 
     _fields_ = (
         ("launches", ctypes.c_int64),
@@ -90,9 +90,10 @@ class EmulatedCuda(Library):
         """Choose how many devices the runtime finds."""
         self._emulation.emulation_devices(count)
 
-    def launched(self) -> Launched:
+    def launched(self, ago: int = 0) -> Launched:
+        """The last launch, or one of the few before it."""
         found = Launched()
-        self._emulation.emulation_launched(ctypes.byref(found))
+        self._emulation.emulation_launched(ctypes.byref(found), ago)
         return found
 
 

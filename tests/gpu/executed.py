@@ -18,6 +18,10 @@ from pretend_gpu import regions_of
 from ptx import Kernel, Memory, Statistics, execute, parse
 from torch import Tensor
 
+from fastdiff.backends import cuda
+from fastdiff.backends.cuda_arguments import gram_arguments
+from fastdiff.rows.call import Call, GramCall
+
 
 class ExecutedCuda(EmulatedCuda):
     """As ``EmulatedCuda``, but what runs is PTX.
@@ -39,24 +43,14 @@ class ExecutedCuda(EmulatedCuda):
         self.memory = Memory([])
         self.statistics = Statistics()
 
-    def stage(
-        self,
-        columns: Sequence[Tensor],
-        coef: Tensor,
-        present: Tensor | None,
-        seeds: Tensor | None,
-        draws: Tensor | None,
-        program: Sequence[int],
-        stores: Sequence[Tensor | None],
-        z: Tensor | None,
-    ) -> None:
+    def stage(self, call: Call) -> None:
         """As ``Library.stage``."""
-        super().stage(columns, coef, present, seeds, draws, program, stores, z)
-        tables = {"coef": coef, "present": present, "seeds": seeds, "draws": draws, "z": z}
-        named = [(f"columns.{i}", column) for i, column in enumerate(columns)]
-        named += [(f"stores.{i}", store) for i, store in enumerate(stores) if store is not None]
+        super().stage(call)
+        named = [(f"columns.{i}", column) for i, column in enumerate(call.columns)]
+        named += [(f"stores.{i}", store) for i, store in enumerate(call.stores) if store is not None]
+        tables = {name: getattr(call, name) for name in ("coef", "present", "seeds", "draws", "z")}
         named += [(name, table) for name, table in tables.items() if table is not None]
-        if columns[0].numel() if columns else next(s for s in stores if s is not None).numel():
+        if (*call.columns, *call.written)[0].numel():
             self._execute(named)
 
     def fill_noise(self, out: Tensor, seeds: Tensor, draws: Tensor) -> None:
@@ -65,8 +59,19 @@ class ExecutedCuda(EmulatedCuda):
         if out.numel():
             self._execute([("stores.0", out), ("seeds", seeds), ("draws", draws)])
 
-    def _execute(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        launch = self.launched()
+    def gram(self, call: GramCall) -> None:
+        """As ``Library.gram``, whose launches are executed once the last one is known."""
+        args, parts = gram_arguments(call)
+        before = self.launched().launches
+        cuda._launch(self._gram, args, call.scalars)
+        named = [(f"columns.{i}", column) for i, column in enumerate(call.columns)]
+        tables = {name: getattr(call, name) for name in ("numbers", "seeds", "draws", "coef", "scalars")}
+        named += [(name, table) for name, table in (tables | {"parts": parts}).items() if table is not None]
+        for ago in reversed(range(self.launched().launches - before)):
+            self._execute(named, ago)
+
+    def _execute(self, named: Sequence[tuple[str, Tensor]], ago: int = 0) -> None:
+        launch = self.launched(ago)
         kernel = self._kernels.get(launch.kernel)
         if kernel is None:
             kernel = self._kernels[launch.kernel] = parse(self.ptx, launch.kernel)

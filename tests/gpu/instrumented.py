@@ -26,13 +26,20 @@ def no_race(kind: str, library: Path, *orders: str, cases: int, most_elements: i
 
 
 def _run(preload: str, *arguments: object, **options: str) -> None:
-    runtime = subprocess.run(["g++", f"-print-file-name={preload}"], capture_output=True, text=True, check=True)
-    path = Path(runtime.stdout.strip())
+    path = _library(preload)
     if not path.is_absolute():
         pytest.skip(f"{preload} is not installed beside g++")
+    # The runtime looks for what throws exceptions when it is loaded, before Python loads the library that it is in.
+    preloads = f"{path.resolve()} {_library('libstdc++.so.6').resolve()}"
     # Shadow memory needs the addresses that randomisation may take.
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
-    environment = os.environ | {"LD_PRELOAD": str(path.resolve())} | options
+    environment = os.environ | {"LD_PRELOAD": preloads} | options
     command = ["nice", *fixed, sys.executable, str(SCRIPT), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def _library(name: str) -> Path:
+    """Where a library lies that comes with the compiler; the bare name if it is not there."""
+    found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return Path(found.stdout.strip())

@@ -13,6 +13,8 @@ from emulated import EmulatedCuda, registered
 
 import fastdiff
 from fastdiff import ops
+from fastdiff.rows.call import Call
+from fastdiff.rows.program import MAX_OUTPUTS
 from fastdiff.rows.row import NETWORK_PREFIX
 
 BATCH, SAMPLE = 2, (4, 4, 4)
@@ -42,17 +44,19 @@ def main() -> None:
     reads, stores = list(columns.values()), [columns[str(output.store)] for output in row.outputs]
     z = torch.zeros(BATCH * row.copies, *SAMPLE, dtype=torch.bfloat16)
     coef, seeds = torch.tensor([row.coefficients]), torch.arange(BATCH)
-    draws, program = torch.tensor([[[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in row.draws]]), row.program
-    padded = [*stores, *(None for _ in range(4 - len(stores)))]
+    draws = torch.tensor([[[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in row.draws]])
+    call = Call(reads, coef, row.program, seeds, draws, stores=stores, z=z)
+    flat = reads, coef, None, seeds, draws, row.program.integers
+    padded = [*stores, *(None for _ in range(MAX_OUTPUTS - len(stores)))]
 
     print(f"guided Heun corrector with churn, {BATCH} samples of {SAMPLE}; microseconds of one thread")
-    direct = cost(lambda: library.stage(reads, coef, None, seeds, draws, program, stores, z))
+    direct = cost(lambda: library.stage(call))
     print(f"CUDA backend, launch left out       {direct:6.1f}")
     with fastdiff.use_backend("cpu"):
-        op = cost(lambda: torch.ops.fastdiff.stage(reads, coef, None, seeds, draws, program, *padded, z))
+        op = cost(lambda: torch.ops.fastdiff.stage(*flat, *padded, z))
     print(f"CPU op in C++, kernel included      {op:6.1f}")
     with registered(library), fastdiff.use_backend("emulated-cuda"):
-        checked = cost(lambda: ops.stage(reads, coef, program, seeds=seeds, draws=draws, stores=stores, z=z))
+        checked = cost(lambda: ops.stage(reads, coef, row.program, seeds=seeds, draws=draws, stores=stores, z=z))
         run = fastdiff.Run(fastdiff.plan(steps=500, guidance=2.0), (BATCH, *SAMPLE), 0, network_dtype=torch.bfloat16)
         output = torch.zeros_like(z)
         stepped = cost(lambda: run.step(output) if run.index < len(run) else run.restart())

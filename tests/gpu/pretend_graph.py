@@ -193,25 +193,25 @@ class _Noted:
     def __getattr__(self, name):
         return getattr(self._library, name)
 
-    def stage(self, columns, *rest) -> None:
+    def stage(self, call) -> None:
         # Addresses are taken at the launch: the caller's list may change later.
-        columns, (stores, z) = list(columns), rest[-2:]
-        self._noted(lambda: self._library.stage(columns, *rest), stores, z)
+        call = call._replace(columns=list(call.columns))
+        self._noted(lambda: self._library.stage(call), call.written)
 
-    def prepare(self, *call):
-        launch, (stores, z) = self._library.prepare(*call), call[-2:]
+    def prepare(self, call):
+        launch = self._library.prepare(call)
 
         def noted(given) -> None:
             given = list(given)
-            self._noted(lambda: launch(given), stores, z)
+            self._noted(lambda: launch(given), call.written)
 
         return noted
 
-    def _noted(self, launch, stores, z) -> None:
+    def _noted(self, launch, written) -> None:
         launch()
         if into := self._runtime.capturing:
             into.again.append(launch)
-            into.made += [tensor for tensor in (*stores, z) if tensor is not None]
+            into.made += written
 
 
 @contextmanager

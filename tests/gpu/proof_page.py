@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import test_cuda_emulated
+import test_cuda_gram
 import test_cuda_ptx
 import test_cuda_sanitized
 import test_night_rows
@@ -31,7 +32,7 @@ BLOCK = re.compile(r"<!-- (?P<name>\w+) -->\n(?P<body>.*?)<!-- end -->", re.DOTA
 
 
 def rows() -> str:
-    """How many random rows each way of running the kernels is compared on."""
+    """How many random rows and grams each way of running the kernels is compared on."""
     every_run = {
         "emulated-cuda": test_cuda_emulated.CASES,
         "cuda-ptx": test_cuda_ptx.CASES_PER_KIND * len(KINDS) + test_cuda_ptx.RANDOM_CASES,
@@ -49,13 +50,15 @@ def rows() -> str:
         lines.append(f"| {what[name]} | {count:,} | {test_night_rows.QUOTAS[name].rows:,} |")
     lines.append(f"| CUDA source under ASan and UBSan | {test_cuda_sanitized.MEMORY_CASES} | |")
     lines.append(f"| CUDA source under TSan | {test_cuda_sanitized.RACE_CASES} | |")
+    lines.append(f"| CUDA source, compiled by g++: grams | {test_cuda_gram.CASES} | |")
+    lines.append(f"| CUDA, nvcc's PTX executed: grams | {test_cuda_gram.PTX_CASES} | |")
     return "\n".join(lines)
 
 
 def faults() -> str:
     """How many faults are planted where."""
     areas = {
-        "CUDA kernels and their launcher": "csrc/cuda csrc/quad csrc/nvcc fastdiff/backends/cuda",
+        "CUDA kernels and their launcher": "csrc/cuda csrc/quad csrc/slots csrc/gram csrc/nvcc fastdiff/backends/cuda",
         "headers shared by CUDA and C++": "csrc/stage csrc/philox csrc/normal csrc/portable",
         "Triton kernels and their launcher": "kernels/ fastdiff/backends/triton",
         "loop in C++": "csrc/loop",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastdiff.backends.registry import Stage
 from fastdiff.plans.plan import Plan
+from fastdiff.rows.call import Call
 from fastdiff.rows.row import NETWORK_PREFIX
 
 
@@ -26,16 +27,16 @@ def sample(stage: Stage, plan: Plan, shape: tuple[int, ...], seeds: Tensor, netw
         copies, *rest = row.copies * shape[0], *shape[1:]
         z = None if row.network is None else torch.full((copies, *rest), torch.nan, dtype=network_type)
         words = [[draw.purpose, draw.tensor, draw.draw, draw.sub_draw] for _, draw in row.draws]
-        stage(
-            [buffers[name] if name in buffers else outputs[name] for name in row.columns],
-            torch.tensor([row.coefficients], dtype=state),
-            None,
-            seeds if words else None,
-            torch.tensor([words]) if words else None,
-            row.program,
-            [None if output.store is None else buffers[output.store] for output in row.outputs],
-            z,
+        call = Call(
+            columns=[buffers[name] if name in buffers else outputs[name] for name in row.columns],
+            coef=torch.tensor([row.coefficients], dtype=state),
+            program=row.program,
+            seeds=seeds if words else None,
+            draws=torch.tensor([words]) if words else None,
+            stores=[None if output.store is None else buffers[output.store] for output in row.outputs],
+            z=z,
         )
+        stage(call)
         if z is not None:
             answers = network(z).chunk(row.copies)
             outputs = {NETWORK_PREFIX + b: answer for b, answer in zip(row.branches, answers, strict=True)}

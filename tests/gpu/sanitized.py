@@ -1,4 +1,6 @@
-"""Runs random rows on a build made with a sanitizer; ends with status 0 if there was nothing to report.
+"""Runs random rows, and on the CUDA kernels random grams, on a build made with a sanitizer.
+
+It ends with status 0 if there was nothing to report.
 
     LD_PRELOAD=<libasan.so> python tests/gpu/sanitized.py cuda <library> <cases> <most elements> <order> ...
     LD_PRELOAD=<libasan.so> python tests/gpu/sanitized.py cpu <library> <cases> <most elements> <instruction set> ...
@@ -12,16 +14,21 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from emulated import EmulatedCuda
 from torch import Tensor
 
 from fastdiff.backends.cuda import Library
+from fastdiff.backends.reference import gram
+from fastdiff.rows.call import Call, GramCall
+from fastdiff.testing.gram import random_gram
 from fastdiff.testing.rows import random_case, same_bits
 
 PROCESS = ctypes.CDLL(None)
 MOST_THREADS = 3
+GRAM_SIZES = (0, 3, 33, 126, 513, 4097)
 
 
 class CpuKernels(Library):
@@ -52,15 +59,15 @@ def out_of_bounds(tensors: Sequence[Tensor], poison: bool) -> None:
             allow(ctypes.c_void_p(at), ctypes.c_size_t(size))
 
 
-def guarded(stage: Callable[..., None]) -> Callable[..., None]:
+def guarded(op: Callable[[Any], None]) -> Callable[[Any], None]:
     """The same function, with poison around its tensors while it runs."""
 
-    def run(columns, coef, present, seeds, draws, program, stores, z) -> None:
-        given = [*columns, *stores, z]
-        tensors = [tensor for tensor in given if tensor is not None and tensor.numel()]
+    def run(call: Call | GramCall) -> None:
+        written = call.written if isinstance(call, Call) else [call.coef, call.scalars]
+        tensors = [tensor for tensor in (*call.columns, *written) if tensor is not None and tensor.numel()]
         out_of_bounds(tensors, poison=True)
         try:
-            stage(columns, coef, present, seeds, draws, program, stores, z)
+            op(call)
         finally:
             out_of_bounds(tensors, poison=False)
 
@@ -71,13 +78,18 @@ def main(kind: str, path: str, cases: str, most_elements: str, orders: Iterable[
     """Run so many cases in each of the orders; returns how many went wrong."""
     torch.set_num_threads(1)
     library = LIBRARIES[kind](Path(path))
-    stage = guarded(library.stage) if hasattr(PROCESS, "__asan_poison_memory_region") else library.stage
-    wrong = 0
+    guard = guarded if hasattr(PROCESS, "__asan_poison_memory_region") else lambda op: op
+    stage, wrong = guard(library.stage), 0
     for order in orders:
         for seed in range(int(cases)):
             library.order(order, seed)
             case = random_case(seed, max_elements=int(most_elements))
             got, expected = case.run(stage), case.run("reference")
+            wrong += not all(same_bits(got[key], value) for key, value in expected.items())
+        for seed in range(int(cases) // 10 if kind == "cuda" else 0):
+            library.order(order, seed)
+            case = random_gram(seed, GRAM_SIZES)
+            got, expected = case.run(guard(library.gram)), case.run(gram)
             wrong += not all(same_bits(got[key], value) for key, value in expected.items())
     return wrong
 

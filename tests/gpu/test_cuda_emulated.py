@@ -14,8 +14,11 @@ from sampling import network
 
 import fastdiff
 from fastdiff.backends import cuda, reference
+from fastdiff.backends.cuda_arguments import DTYPES, StageArgs, noise_arguments
 from fastdiff.errors import BackendError
 from fastdiff.maths.draw import Draw
+from fastdiff.rows.call import Call
+from fastdiff.rows.program import Program
 from fastdiff.rows.row import Output, Row
 from fastdiff.testing.rows import random_case, same_bits
 
@@ -126,7 +129,7 @@ def normals_of_blocks(blocks, seed, draw):
 def run_noisy(library, x, f, z, seeds):
     coef = torch.tensor([NOISY.coefficients])
     draws = torch.tensor([[[d.purpose, d.tensor, d.draw, d.sub_draw] for _, d in NOISY.draws]])
-    library.stage([x, f], coef, None, seeds, draws, NOISY.program, [x], z)
+    library.stage(Call([x, f], coef, NOISY.program, seeds, draws, stores=[x], z=z))
 
 
 @pytest.mark.parametrize("numel", [2**32 + 1027, 2**34 + 1027])
@@ -184,11 +187,7 @@ def launch_on(device, monkeypatch, library):
     """Launch as for a CUDA tensor on this device, whose current stream is number 1234."""
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=1234))
     out, seeds, draws = torch.empty(2, 8), torch.tensor([1, 2]), torch.tensor([[4, 0, 0, 0]])
-    args = cuda._arguments(out, cuda.NOISE)
-    args.state = cuda.DTYPES[torch.float32]
-    args.seeds, args.seeds_stride = cuda._table(seeds)
-    args.draws, args.draws_stride = cuda._table(draws)
-    cuda._point(args.store[0], out)
+    args = noise_arguments(out, seeds, draws)
     tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda", device))
     cuda._launch(library._fill_noise, args, tensor)
 
@@ -245,7 +244,7 @@ def test_refusals_say_why(driver, runtime, targets, capability, reason):
 
 
 def test_a_library_of_another_build_is_refused(monkeypatch):
-    monkeypatch.setattr(cuda, "ABI", 2)
+    monkeypatch.setattr(cuda, "ABI", 0)
     with pytest.raises(BackendError, match="another build of fastdiff"):
         EmulatedCuda()
 
@@ -256,14 +255,26 @@ def test_arguments_are_those_of_the_header():
     case = random_case(4, max_elements=33)
     library.order("none")
     case.run(library.stage)
-    args = cuda._StageArgs.from_buffer_copy(library.launched().argument)
-    assert ctypes.sizeof(args) == len(library.launched().argument)
+    args = StageArgs.from_buffer_copy(library.launched().argument)
+    # After them stand the slots, which the launcher gives.
+    assert ctypes.sizeof(args) + 8 == len(library.launched().argument)
     assert (args.batch, args.numel) == (case.shape[0], case.shape[1:].numel())
     assert args.program.coefficients == len(case.row.coefficients)
     assert args.coef == case.coef.data_ptr()
     assert [args.column[i].dtype for i in range(args.program.columns)] == [
-        cuda.DTYPES[values.dtype] for values, _ in case.columns
+        DTYPES[values.dtype] for values, _ in case.columns
     ]
+
+
+def test_only_outputs_that_are_read_take_shared_memory(library):
+    """A slot of 64 bytes for each column, for each output that a later one reads, and for what is on its way."""
+    term = (("x", 1.0),)
+    for last, slots in ((Output(terms=term), 2), (Output(base="w1"), 3), (Output(terms=(("w0", 1.0), ("w1", 1.0))), 4)):
+        row = Row(("x",), (Output(terms=term), Output(terms=term), last))
+        x, out = torch.ones(1, 8192), torch.empty(1, 8192)
+        library.stage(Call([x], torch.tensor([row.coefficients]), row.program, stores=[None, None, out]))
+        threads = library.launched().block[0]
+        assert (threads, library.launched().shared) == (128, 128 * slots * 64)
 
 
 def test_the_backend_runs_what_it_opened(monkeypatch, library):
@@ -284,11 +295,11 @@ def test_a_file_that_cannot_be_opened_is_a_reason(monkeypatch, tmp_path):
     (tmp_path / f"_cuda{EXTENSION_SUFFIXES[0]}").write_text("nothing")
     assert look().startswith("fastdiff._cuda cannot be opened (")
     shutil.copy(emulated(), tmp_path / f"_cuda{EXTENSION_SUFFIXES[0]}")
-    monkeypatch.setattr(cuda, "ABI", 2)
+    monkeypatch.setattr(cuda, "ABI", 0)
     assert "comes from another build of fastdiff" in look()
     monkeypatch.setattr(cuda, "_library", look)
     with pytest.raises(BackendError, match=r"backend 'cuda' cannot be used: .* another build"):
-        cuda.stage([], torch.ones(1, 0), None, None, None, [], [], None)
+        cuda.stage(Call([], torch.ones(1, 0), Program(0, ())))
 
 
 def test_without_the_library_the_reason_is_given():

@@ -86,8 +86,8 @@ def test_every_byte_moves_once_and_in_quads(opened, target, network, guidance, d
     plan = fastdiff.plan(steps=4, churn=fastdiff.Churn(40.0), guidance=guidance, dtype=dtype)
     moved, accesses = [], set()
 
-    def stage(*call):
-        library.stage(*call)
+    def stage(call):
+        library.stage(call)
         regions = library.memory.named("columns", "stores", "z")
         moved.append(sum(region.bytes_read + region.bytes_written for region in regions) / ELEMENTS)
         accesses.update(access for region in regions for access in region.accesses)

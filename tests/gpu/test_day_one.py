@@ -110,8 +110,8 @@ def test_without_a_gpu_it_says_so(day_one, monkeypatch, capsys, built, reason):
 def stage_of_the_wrong_seed(library):
     right = library.stage
 
-    def stage(columns, coef, present, seeds, draws, program, stores, z):
-        right(columns, coef, present, None if seeds is None else seeds + 1, draws, program, stores, z)
+    def stage(call):
+        right(call if call.seeds is None else call._replace(seeds=call.seeds + 1))
 
     return stage
 

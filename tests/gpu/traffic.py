@@ -18,6 +18,7 @@ from sampling import sample
 import fastdiff
 from fastdiff.backends import triton as backend
 from fastdiff.plans.plan import Plan
+from fastdiff.rows.call import Call
 
 SHAPE = (2, 4, 32, 32)
 """Large enough for the tests' builds of the CUDA kernels that a thread takes several quads, as in large launches."""
@@ -81,9 +82,9 @@ def by_nvcc(plan: Plan, network: torch.dtype) -> Counted:
     library, found = ExecutedCuda("sm_90"), []
     assert ELEMENTS // 4 >= CROWD
 
-    def stage(*call) -> None:
+    def stage(call: Call) -> None:
         before = library.launched().launches
-        library.stage(*call)
+        library.stage(call)
         found.extend([(library.memory, library.statistics)] * (library.launched().launches - before))
 
     sample(stage, plan, SHAPE, torch.tensor([0, 1]), network)

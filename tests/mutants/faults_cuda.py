@@ -11,6 +11,7 @@ RACES = "tests/gpu/test_cuda_sanitized.py::test_no_race_between_threads"
 BEYOND = "tests/gpu/test_cuda_emulated.py::test_beyond_two_to_the_32_elements[17179870211]"
 STRIDE = "tests/gpu/test_cuda_emulated.py::test_a_batch_stride_beyond_two_to_the_32_elements"
 HIGH = "tests/gpu/test_cuda_emulated.py::test_more_samples_than_a_grid_is_high"
+SHARED = "tests/gpu/test_cuda_emulated.py::test_only_outputs_that_are_read_take_shared_memory"
 SAMPLINGS = "tests/gpu/test_cuda_emulated.py::test_whole_samplings_have_the_reference_bits[3.0-float32]"
 DEVICE = "tests/gpu/test_cuda_emulated.py::test_the_tensors_device_and_its_current_stream_are_used"
 ERRORS = "tests/gpu/test_cuda_emulated.py::test_what_the_runtime_says_reaches_the_caller"
@@ -20,11 +21,22 @@ TRAFFIC = "tests/gpu/test_cuda_ptx.py::test_every_byte_moves_once_and_in_quads[s
 CONTRACTION = "tests/gpu/test_cuda_gates.py::test_machine_code_does_not_depend_on_contraction"
 FUSED = "tests/gpu/test_cuda_gates.py::test_only_the_polynomials_are_fused"
 SPILLS = "tests/gpu/test_cuda_gates.py::test_nothing_is_spilled_and_registers_are_few[sm_90]"
+GRAMS = "tests/gpu/test_cuda_gram.py::test_random_grams_have_the_bits_of_the_definition[1]"
+GRAM_PTX = "tests/gpu/test_cuda_gram.py::test_compiled_grams_have_the_bits_of_the_definition"
+GRAM_BEYOND = "tests/gpu/test_cuda_gram.py::test_beyond_two_to_the_32_elements"
+LEVELS = "tests/gpu/test_cuda_gram.py::test_a_sum_of_more_chunks_than_one_chunk_has"
+NAN = "tests/gpu/test_cuda_gram.py::test_a_nan_stays_in_its_sample_and_is_never_lost"
 
 CUDA = (
     # The launch.
     Mutant("the last quad is left out", "csrc/cuda.cu", "i < a.numel; i +=", "i + kQuad < a.numel; i +=", RANDOM_ROWS),
-    Mutant("the last sample is left out", "csrc/cuda.cu", "b < a.batch; b +=", "b + 1 < a.batch; b +=", RANDOM_ROWS),
+    Mutant(
+        "the last sample is left out",
+        "csrc/cuda.cu",
+        "b < a.batch; b += y_step",
+        "b + 1 < a.batch; b += y_step",
+        RANDOM_ROWS,
+    ),
     Mutant("a grid may be of any height", "csrc/cuda.cu", "at_most(high, kMaxGridY)", "high", HIGH),
     Mutant(
         "samples beyond the grid are left out",
@@ -35,8 +47,13 @@ CUDA = (
     ),
     Mutant("two threads take each quad", "csrc/cuda.cu", "int64_t i = x * kQuad;", "int64_t i = x / 2 * kQuad;", RACES),
     Mutant("places have 32 bits", "csrc/quad.h", "return i + q * step;", "return (int32_t)(i + q * step);", BEYOND),
+    Mutant("too little shared memory", "csrc/cuda_stage.h", "return a.spare + 1;", "return a.spare;", MEMORY),
     Mutant(
-        "too little shared memory", "csrc/cuda_stage.h", "return spare_slot(p) + 1;", "return spare_slot(p);", MEMORY
+        "outputs that nobody reads take shared memory",
+        "csrc/cuda_stage.h",
+        "is_read(p, o) ? next++ : -1",
+        "next++",
+        SHARED,
     ),
     Mutant(
         "the device is not given back",
@@ -157,15 +174,22 @@ CUDA = (
         "elements of a quad are one", "csrc/cuda_stage.h", "from.at + offset", "from.at + offset - lane", RANDOM_ROWS
     ),
     # Slots.
-    Mutant("slots of two quads overlap", "csrc/cuda_stage.h", "(slot * kQuads<T> + q)", "(slot + q)", RANDOM_ROWS),
+    Mutant("slots of two quads overlap", "csrc/slots.h", "(slot * kQuads<T> + q)", "(slot + q)", RANDOM_ROWS),
     Mutant(
         "threads share slots", "csrc/cuda_stage.h", "(threadIdx.y * blockDim.x + threadIdx.x)", "(threadIdx.x)", RACES
     ),
     Mutant(
-        "normals overwrite the derived column",
+        "normals overwrite an output",
         "csrc/cuda_stage.h",
-        "return p.columns + (p.d_terms >= 0);",
-        "return p.columns;",
+        "found.spare = next;",
+        "found.spare = p.columns;",
+        RANDOM_ROWS,
+    ),
+    Mutant(
+        "an output that is only a base has no slot",
+        "csrc/cuda_stage.h",
+        "found |= p.output[o].base == kFirstOutput + output;",
+        "found |= p.output[o].base == output;",
         RANDOM_ROWS,
     ),
     Mutant(
@@ -210,8 +234,24 @@ CUDA = (
     Mutant(
         "the clamp is never absent",
         "csrc/cuda_stage.h",
-        "p.d_bound >= 0 && reader.take(bound)",
-        "p.d_bound >= 0 && (reader.take(bound) || true)",
+        "out.bound >= 0 && reader.take(bound)",
+        "out.bound >= 0 && (reader.take(bound) || true)",
+        RANDOM_ROWS,
+    ),
+    Mutant(
+        "later outputs read the sum before its clamp",
+        "csrc/cuda_stage.h",
+        "    limit(out, reader, sums.total);\n    const int slot = work.slotted.slot[o];\n"
+        "    if (slot >= 0) put(work, slot, sums.total);\n",
+        "    const int slot = work.slotted.slot[o];\n    if (slot >= 0) put(work, slot, sums.total);\n"
+        "    limit(out, reader, sums.total);\n",
+        RANDOM_ROWS,
+    ),
+    Mutant(
+        "the scale divides",
+        "csrc/cuda_stage.h",
+        "w[q][lane] = mul(scale, w[q][lane]);",
+        "w[q][lane] /= scale;",
         RANDOM_ROWS,
     ),
     Mutant(
@@ -222,10 +262,17 @@ CUDA = (
         RANDOM_ROWS,
     ),
     Mutant(
-        "the derived column is a column",
+        "an output that is a term is the first column",
         "csrc/cuda_stage.h",
-        "slot = derived_slot(p);",
-        "slot = derived_slot(p) - 1;",
+        "p.source[k] = (uint8_t)found.slot[p.source[k] - kFirstOutput];",
+        "p.source[k] = 0;",
+        RANDOM_ROWS,
+    ),
+    Mutant(
+        "an output that is a base is the first column",
+        "csrc/cuda_stage.h",
+        "base = found.slot[base - kFirstOutput];",
+        "base = 0;",
         RANDOM_ROWS,
     ),
     Mutant("the base is left out", "csrc/cuda_stage.h", "if (out.base >= 0)", "if (out.base > 0)", RANDOM_ROWS),
@@ -239,7 +286,7 @@ CUDA = (
     Mutant(
         "copies lie one sample apart",
         "csrc/cuda_stage.h",
-        "copy * work.a.batch + work.group.b",
+        "copy * work.args().batch + work.group.b",
         "copy + work.group.b",
         SAMPLINGS,
     ),
@@ -252,28 +299,28 @@ CUDA = (
     ),
     Mutant(
         "all samples share coefficients",
-        "fastdiff/backends/cuda.py",
+        "fastdiff/backends/cuda_arguments.py",
         "0 if table.shape[0] == 1 else table.stride(0)",
         "0",
         RANDOM_ROWS,
     ),
     Mutant(
         "seeds and draws change places",
-        "fastdiff/backends/cuda.py",
+        "fastdiff/backends/cuda_arguments.py",
         '*((name, ctypes.c_void_p) for name in ("coef", "present", "seeds", "draws"))',
         '*((name, ctypes.c_void_p) for name in ("coef", "present", "draws", "seeds"))',
         RANDOM_ROWS,
     ),
     Mutant(
         "a clamp without a scale is both",
-        "fastdiff/backends/cuda.py",
-        "found.d_scale = parsed.scale_at if parsed.scale else -1",
-        "found.d_scale = parsed.scale_at",
+        "fastdiff/backends/cuda_arguments.py",
+        "scale=program.scale_at(i) if output.scale else -1",
+        "scale=program.scale_at(i)",
         RANDOM_ROWS,
     ),
     Mutant(
         "columns of noise are draws",
-        "fastdiff/backends/cuda.py",
+        "fastdiff/backends/cuda_arguments.py",
         "FIRST_DRAW + r if r >= 0 else -1 - r",
         "FIRST_DRAW + max(r, 0)",
         RANDOM_ROWS,
@@ -367,6 +414,132 @@ CUDA = (
         "const uint32_t quadrant = word >> 30;",
         NOISE,
     ),
+    # Grams.
+    Mutant(
+        "products of a quad are added one after the other",
+        "csrc/cuda_gram.h",
+        "return add(add(p[0], p1), add(p2, p3));",
+        "return add(add(add(p[0], p1), p2), p3);",
+        GRAMS,
+    ),
+    Mutant(
+        "what lies past the end counts",
+        "csrc/cuda_gram.h",
+        "elements > 3 ? p[3] : 0",
+        "elements > 2 ? p[3] : 0",
+        GRAMS,
+    ),
+    Mutant(
+        "an element past the end is read",
+        "csrc/cuda_gram.h",
+        "if (element >= a.numel) continue;",
+        "if (element > a.numel) continue;",
+        MEMORY,
+    ),
+    Mutant("a chunk has four turns", "csrc/cuda_gram.h", "kTurns = 8", "kTurns = 4", GRAMS),
+    Mutant("lanes are folded six times", "csrc/cuda_gram.h", "kFolds = 7", "kFolds = 6", GRAMS),
+    Mutant(
+        "lanes are folded without a barrier",
+        "csrc/cuda_gram.h",
+        "    const int width = 1 << fold;\n    __syncthreads();\n",
+        "    const int width = 1 << fold;\n",
+        RACES,
+    ),
+    Mutant(
+        "lanes are folded without a barrier, on the device",
+        "csrc/cuda_gram.h",
+        "    const int width = 1 << fold;\n    __syncthreads();\n",
+        "    const int width = 1 << fold;\n",
+        GRAM_PTX,
+    ),
+    Mutant(
+        "scalars are read before they are made",
+        "csrc/cuda_gram.h",
+        "  __syncthreads();\n  if (thread < scalars)",
+        "  if (thread < scalars)",
+        GRAMS,
+    ),
+    Mutant(
+        "memory order is logical order",
+        "csrc/cuda_gram.h",
+        "element % pixels * a.channels + element / pixels",
+        "element",
+        GRAMS,
+    ),
+    Mutant(
+        "channels-last quads move at once",
+        "csrc/cuda_gram.h",
+        "if (a.channels <= 1 && from.at_once)",
+        "if (from.at_once)",
+        GRAMS,
+    ),
+    Mutant("the larger of a NaN is a number", "csrc/cuda_gram.h", "a > b || a != a ? a : b", "a > b ? a : b", NAN),
+    Mutant(
+        "the larger of a number is never a NaN", "csrc/cuda_gram.h", "a > b || a != a ? a : b", "a < b ? b : a", GRAMS
+    ),
+    Mutant(
+        "sizes keep their sign", "csrc/cuda_gram.h", "bits<uint64_t>(a) & ~(1ull << 63)", "bits<uint64_t>(a)", GRAMS
+    ),
+    Mutant("all draws are the first", "csrc/cuda_gram.h", "4 * (source - kFirstGramDraw)", "0 * source", GRAMS),
+    Mutant(
+        "a difference is turned round",
+        "csrc/cuda_gram.h",
+        "return add(left, -right);",
+        "return add(right, -left);",
+        GRAMS,
+    ),
+    Mutant(
+        "steps do not take their numbers", "csrc/cuda_gram.h", "__ldg(number++) : 0.0", "__ldg(number) : 0.0", GRAMS
+    ),
+    Mutant(
+        "coefficients pass over no factors",
+        "csrc/cuda_gram.h",
+        "p.affine + k + factor;",
+        "p.affine + k;",
+        GRAMS,
+    ),
+    Mutant(
+        "parts of all samples are one sample's",
+        "csrc/cuda_gram.h",
+        "a.parts[(b * p.sums + thread) * chunks_of(a.numel) + chunk]",
+        "a.parts[thread * chunks_of(a.numel) + chunk]",
+        GRAMS,
+    ),
+    Mutant(
+        "parts are summed once",
+        "csrc/cuda_gram.h",
+        "count > 1; count = chunks_of(count)",
+        "count > 1; count = 1",
+        LEVELS,
+    ),
+    Mutant(
+        "chunks begin within 32 bits",
+        "csrc/cuda_gram.h",
+        "const int64_t first = chunk * kChunk + (turn * kLanes + thread) * kQuad;\n    // A quad",
+        "const int64_t first = (uint32_t)chunk * (uint32_t)kChunk + (turn * kLanes + thread) * kQuad;\n    // A quad",
+        GRAM_BEYOND,
+    ),
+    Mutant(
+        "samples beyond the grid are left out of a gram",
+        "csrc/cuda.cu",
+        "b < a.batch; b += gridDim.y",
+        "b < gridDim.y; b += a.batch",
+        "tests/gpu/test_cuda_gram.py::test_more_samples_than_a_grid_is_high",
+    ),
+    Mutant(
+        "a whole chunk is a part",
+        "fastdiff/backends/cuda_arguments.py",
+        "if args.numel > CHUNK:",
+        "if args.numel >= CHUNK:",
+        GRAMS,
+    ),
+    Mutant(
+        "the constant is a draw",
+        "fastdiff/backends/cuda_arguments.py",
+        "s - columns if s < columns + draws else MAX_DRAWS",
+        "s - columns",
+        GRAMS,
+    ),
     # What only the compiled code shows.
     Mutant(
         "plain operators, which the assembler may fuse",
@@ -374,6 +547,16 @@ CUDA = (
         "fastdiff::add(total[q][lane], mul(factor, value[lane]))",
         "total[q][lane] + factor * value[lane]",
         CONTRACTION,
+    ),
+    Mutant(
+        "a vector's products and sums by plain operators",
+        "csrc/cuda_gram.h",
+        "total[lane] = add(total[lane], mul(factor, value[lane]));",
+        "total[lane] += factor * value[lane];",
+        CONTRACTION,
+    ),
+    Mutant(
+        "a division that rounds to zero on the device", "csrc/portable.h", "__ddiv_rn(a, b)", "__ddiv_rz(a, b)", FUSED
     ),
     Mutant("an approximate square root on the device", "csrc/portable.h", "__fsqrt_rn(a)", "__fsqrt_rz(a)", FUSED),
     Mutant("subnormals are flushed", "csrc/nvcc.options", "-ftz=false", "-ftz=true", FUSED),

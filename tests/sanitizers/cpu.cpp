@@ -3,6 +3,7 @@
 #include <thread>
 #include <vector>
 
+#include "gram_args.h"
 #include "kernel.h"
 #include "launch.h"
 
@@ -48,6 +49,12 @@ FD_EXPORT const char* fastdiff_cuda_fill_noise(const fastdiff::StageArgs* args, 
   return fastdiff_cuda_stage(&with_one, 0, nullptr);
 }
 
+FD_EXPORT const char* fastdiff_cuda_gram(const fastdiff::GramArgs*, int32_t, void*) {
+  return "this library has none";
+}
+
 FD_EXPORT void fastdiff_cuda_versions(int32_t* driver, int32_t* runtime) { *driver = *runtime = 0; }
 FD_EXPORT const char* fastdiff_cuda_targets() { return "scalar avx2"; }
-FD_EXPORT uint64_t fastdiff_cuda_abi() { return 1 ^ (uint64_t)sizeof(fastdiff::StageArgs) << 32; }
+FD_EXPORT uint64_t fastdiff_cuda_abi() {
+  return 2 ^ (uint64_t)sizeof(fastdiff::StageArgs) << 32 ^ (uint64_t)sizeof(fastdiff::GramArgs) << 48;
+}

@@ -2,8 +2,9 @@
 // there.
 //
 // Only what that file uses is here. A thread of a kernel is one call, and the calls are made in an order that
-// the tests choose; whether a barrier would be needed somewhere shows in that order changing the result. The
-// rest is in emulation.cpp.
+// the tests choose; whether a barrier would be needed somewhere shows in that order changing the result.
+// Where a kernel has barriers, its threads take turns between them in that order. The rest is in
+// emulation.cpp.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +40,8 @@ template <class T>
 T __ldg(const T* address) {
   return *address;
 }
+
+void __syncthreads();
 
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
