@@ -24,7 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Appended after every other flag, so that no environment can switch on contraction or fast math.
-EXACT = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
+EXACT = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math", "-fno-strict-aliasing"]
 # g++ 12 warns about its own AVX-512 headers, and about vectors as template arguments.
 QUIET = ["-g0", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes", "-Wno-unknown-pragmas"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -49,7 +49,8 @@ def host_units() -> list[Unit]:
     x86 = ["-DFD_X86"] if X86 else []
     units = [Unit((f"csrc/{name}.cpp", "host", [include, *x86])) for name in ("host", "loop", "launch", "roofline")]
     for isa, bits, flags in ISAS:
-        units.append(Unit(("csrc/cpu.cpp", isa, [f"-DFD_ISA={isa}", f"-DFD_BITS={bits}", *flags])))
+        for source in ("cpu", "cpu_gram"):
+            units.append(Unit((f"csrc/{source}.cpp", isa, [f"-DFD_ISA={isa}", f"-DFD_BITS={bits}", *flags])))
     return units
 
 

@@ -3,13 +3,26 @@
 
 #include <unistd.h>
 
+#include <atomic>
+#include <vector>
+
+#include "gram_range.h"
 #include "kernel.h"
 
 namespace fastdiff {
 
+struct Kernels {
+  StageRange stage;
+  GramSum gram_sum;
+  GramFinish gram_finish;
+};
+
 #define FD_DECLARE(isa)                                                            \
   namespace isa {                                                                  \
   void stage(const StageArgs& args, const Walk& walk, int64_t begin, int64_t end); \
+  void gram_sum(const GramArgs& args, int64_t begin, int64_t end);                 \
+  void gram_finish(const GramArgs& args, int64_t begin, int64_t end);              \
+  constexpr Kernels kernels = {stage, gram_sum, gram_finish};                      \
   }
 FD_DECLARE(scalar)
 #ifdef FD_X86
@@ -30,29 +43,33 @@ constexpr int64_t kNearBytes = 16 << 20;
 
 struct Isa {
   const char* name;
-  StageRange stage;
+  Kernels kernels;
 };
 
 struct Isas {
   Isa isa[3];
-  int count = 0, chosen = 0;
+  int count = 0;
+  // Chosen anew while other threads launch, which then run one or the other: both give the same bits.
+  std::atomic<int> chosen{0};
 
   Isas() {
-    push("scalar", scalar::stage);
+    push("scalar", scalar::kernels);
 #ifdef FD_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-      push("avx2", avx2::stage);
+      push("avx2", avx2::kernels);
       if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        push("avx512", avx512::stage);
+        push("avx512", avx512::kernels);
       }
     }
 #endif
     chosen = count - 1;
   }
 
-  void push(const char* name, StageRange stage) { isa[count++] = {name, stage}; }
+  void push(const char* name, const Kernels& kernels) { isa[count++] = {name, kernels}; }
+
+  const Kernels& kernels() const { return isa[chosen.load(std::memory_order_relaxed)].kernels; }
 };
 
 Isas& isas() {
@@ -116,7 +133,7 @@ void run_chunks(int64_t begin, int64_t end, void* context) {
 bool stage(const StageArgs& args, int64_t threads) {
   const int64_t total = args.batch * args.numel;
   if (total == 0) return true;
-  const StageRange kernel = isas().isa[isas().chosen].stage;
+  const StageRange kernel = isas().kernels().stage;
   const int64_t units = (total + kUnit - 1) / kUnit;
   const ParallelFor parallel_for = kernel_table().parallel_for;
   const int64_t chunks = parallel_for && threads > 1 ? (units < threads ? units : threads) : 1;
@@ -126,10 +143,44 @@ bool stage(const StageArgs& args, int64_t threads) {
   return true;
 }
 
+// Calls body(begin, end, context) for all of [0, count), on as many threads as are worth it.
+bool in_parallel(int64_t count, bool worth, int64_t threads, ParallelBody body, void* context) {
+  const ParallelFor parallel_for = kernel_table().parallel_for;
+  if (parallel_for && threads > 1 && count > 1 && worth) return parallel_for(0, count, 1, body, context) == 0;
+  body(0, count, context);
+  return true;
+}
+
+struct GramWork {
+  const GramArgs& args;
+  const Kernels& kernels;
+};
+
+void sum_chunks(int64_t begin, int64_t end, void* context) {
+  const GramWork& work = *(const GramWork*)context;
+  work.kernels.gram_sum(work.args, begin, end);
+}
+
+bool gram(const GramArgs& given, int64_t threads) {
+  GramArgs args = given;
+  const int64_t chunks = gram_chunks(args.numel), count = args.batch * chunks;
+  if (count == 0) return true;
+  // Kept from call to call: a step does not allocate.
+  static thread_local std::vector<double> parts;
+  if (chunks > 1) {
+    if ((int64_t)parts.size() < count * args.program.sums) parts.resize((size_t)(count * args.program.sums));
+    args.parts = parts.data();
+  }
+  GramWork work{args, isas().kernels()};
+  if (!in_parallel(count, args.batch * args.numel > kUnit, threads, sum_chunks, &work)) return false;
+  work.kernels.gram_finish(args, 0, args.batch);
+  return true;
+}
+
 }  // namespace
 
 KernelTable& kernel_table() {
-  static KernelTable table = {kKernelAbi, stage, nullptr};
+  static KernelTable table = {kKernelAbi, stage, gram, nullptr};
   return table;
 }
 

@@ -1,6 +1,7 @@
 // One launch on all its threads, and the table through which the torch ops reach it.
 #pragma once
 
+#include "gram_args.h"
 #include "stage.h"
 
 namespace fastdiff {
@@ -15,12 +16,14 @@ struct KernelTable {
   uint64_t abi;
   // False if the thread pool failed; what was written is then unknown.
   bool (*stage)(const StageArgs& args, int64_t threads);
+  // The same; `parts` of the arguments is not looked at.
+  bool (*gram)(const GramArgs& args, int64_t threads);
   // Null until the op library sets it; without it everything runs on the calling thread.
   ParallelFor parallel_for;
 };
 
-// Changes whenever StageArgs or this table does, so that two files of different builds refuse each other.
-constexpr uint64_t kKernelAbi = 1 ^ (uint64_t)sizeof(StageArgs) << 32;
+// Changes whenever the arguments or this table do, so that two files of different builds refuse each other.
+constexpr uint64_t kKernelAbi = 2 ^ (uint64_t)sizeof(StageArgs) << 32 ^ (uint64_t)sizeof(GramArgs) << 48;
 
 KernelTable& kernel_table();
 

@@ -1,4 +1,4 @@
-// The ops fastdiff::stage and fastdiff::fill_noise on the CPU, in LibTorch's stable ABI: one binary for
+// The ops fastdiff::stage, gram and fill_noise on the CPU, in LibTorch's stable ABI: one binary for
 // torch 2.10 and later. Schemas are in fastdiff/ops/schema.py. Everything is checked again here, before
 // anything is written, because the dispatcher can be called directly.
 #include <torch/csrc/stable/library.h>
@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "gram_program.h"
 #include "launch.h"
 #include "memory.h"
 #include "program.h"
@@ -86,6 +87,21 @@ class Operands {
     const int64_t bytes = rows * numel * (int64_t)t.element_size();
     tables_.push_back({{(uintptr_t)t.const_data_ptr(), 1, bytes, 0}, name});
     return (const T*)t.const_data_ptr();
+  }
+
+  // A small tensor that is written, one row for each sample; it shares memory with nothing else.
+  void* result(const Tensor& t, const char* name, ScalarType dtype, int64_t row, int64_t& stride) {
+    table<void>(t, name, dtype, {row}, false, stride);
+    const Extent extent = tables_.back().extent;
+    for (const Operand& column : reads_) {
+      STD_TORCH_CHECK(!share_memory(extent, extent_of(column.buffer, column.samples, numel_)), name,
+                      " overlaps ", column.name, "; give it memory of its own");
+    }
+    for (size_t i = 0; i + 1 < tables_.size(); ++i) {
+      STD_TORCH_CHECK(!share_memory(extent, tables_[i].extent), name, " overlaps ", tables_[i].name,
+                      "; give it memory of its own");
+    }
+    return (void*)t.const_data_ptr();
   }
 
   void finish() {
@@ -236,6 +252,47 @@ void stage(std::vector<Tensor> columns, Tensor coef, std::optional<Tensor> prese
   launch(args);
 }
 
+void gram(std::vector<Tensor> columns, Tensor numbers, std::optional<Tensor> seeds,
+          std::optional<Tensor> draws, std::vector<int64_t> program, std::optional<Tensor> coef,
+          Tensor scalars) {
+  GramArgs args{};
+  GramProgram& p = args.program;
+  int64_t read = 0, drawn = 0, needed = 0;
+  const char* problem =
+      GramProgramReader(program.data(), (int64_t)program.size()).read(p, read, drawn, needed);
+  STD_TORCH_CHECK(!problem, "gram program is malformed: ", problem ? problem : "");
+  STD_TORCH_CHECK(read == (int64_t)columns.size() && read, columns.size(),
+                  " columns were given; the program reads ", read, ", and needs at least one");
+  // Any column widens to float64.
+  Operands operands(kFloat64);
+  for (int64_t c = 0; c < read; ++c)
+    args.column[c] = operands.read(columns[c], "column " + std::to_string(c));
+  const ScalarType wide = ScalarType::Double;
+  args.numbers = operands.table<double>(numbers, "numbers", wide, {needed}, true, args.numbers_stride);
+  if (drawn) {
+    STD_TORCH_CHECK(seeds && draws, "the program draws noise: seeds and draws are needed");
+    args.seeds = operands.table<int64_t>(*seeds, "seeds", ScalarType::Long, {}, false, args.seeds_stride);
+    args.draws =
+        operands.table<int64_t>(*draws, "draws", ScalarType::Long, {drawn, 4}, true, args.draws_stride);
+    check_seeds(args.seeds, seeds->size(0));
+    check_draws(args.draws, draws->size(0) * drawn);
+  }
+  operands.finish();
+  args.batch = operands.args.batch;
+  args.numel = operands.args.numel;
+  args.channels = operands.args.channels;
+  STD_TORCH_CHECK(!args.batch || args.numel, "a sample has no elements, so there is nothing to sum");
+  args.scalars = (double*)operands.result(scalars, "scalars", wide, p.sums + p.steps, args.scalars_stride);
+  if (coef) {
+    args.state = dtype_of(*coef, "coef");
+    STD_TORCH_CHECK(args.state == kFloat32 || args.state == kFloat64, "coef must be float32 or float64");
+    args.coef = operands.result(*coef, "coef", coef->scalar_type(), p.coefficients, args.coef_stride);
+  }
+  STD_TORCH_CHECK(kernels != nullptr,
+                  "the CPU kernels are not connected; import fastdiff.backends.cpu first");
+  STD_TORCH_CHECK(kernels->gram(args, torch::stable::get_num_threads()), "torch's thread pool failed");
+}
+
 // A draw alone is the row w = 1 * xi, because 1 * x is x, bit for bit.
 void fill_noise(Tensor out, Tensor seeds, Tensor draws) {
   static constexpr double kOne64[1] = {1.0};
@@ -260,6 +317,7 @@ void fill_noise(Tensor out, Tensor seeds, Tensor draws) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
   library.impl("stage", TORCH_BOX(&fastdiff::stage));
+  library.impl("gram", TORCH_BOX(&fastdiff::gram));
   library.impl("fill_noise", TORCH_BOX(&fastdiff::fill_noise));
 }
 

@@ -43,7 +43,7 @@ class Backend:
         details: one line about what was built or found.
         stage: as ``fastdiff.backends.reference.stage``.
         fill_noise: as ``fastdiff.backends.reference.fill_noise``.
-        gram: as ``fastdiff.backends.reference.gram``.
+        gram: as ``fastdiff.backends.reference.gram``; None where it makes none.
         dtypes: storage types it reads and writes.
         unasked: device types on which it is taken without being forced; all of ``devices`` if None.
         prepare: binds a call once for many launches (columns that come later are None); without it ``stage`` is
@@ -56,7 +56,7 @@ class Backend:
     details: Callable[[], str]
     stage: Stage
     fill_noise: FillNoise
-    gram: MakeGram
+    gram: MakeGram | None = None
     layouts: tuple[str, ...] = ("row-major", "channels-last", "either")
     dtypes: tuple[torch.dtype, ...] = NETWORK_TYPES
     unasked: tuple[str, ...] | None = None

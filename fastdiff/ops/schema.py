@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff.backends import reference
 from fastdiff.backends.registry import choose, fill_noise_by_dispatcher, forced_backend
+from fastdiff.errors import BackendError
 from fastdiff.ops.gradient import arriving, column_gradients, dtype_codes
 from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.checks import check_fill_noise, check_functional, check_gram, check_layouts, check_stage
@@ -151,7 +152,7 @@ def gram(
         return
     parsed = program if isinstance(program, GramProgram) else parse_gram(program)
     run = reference.gram if _is_traced(scalars) else _checked_gram
-    run(GramCall(columns, numbers, parsed, scalars, coef, seeds, draws))
+    run(GramCall(columns, numbers, parsed, scalars, seeds, draws, coef))
 
 
 def fill_noise(
@@ -221,9 +222,11 @@ def _dtypes(call: Call) -> tuple[torch.dtype, ...]:
 
 def _checked_gram(call: GramCall) -> None:
     layout = check_gram(call)
-    run = choose(call.scalars.device.type, [column.dtype for column in call.columns], layout).gram
+    backend = choose(call.scalars.device.type, [column.dtype for column in call.columns], layout)
+    if backend.gram is None:
+        raise BackendError(f"backend {backend.name!r} makes no gram; force another with use_backend")
     if call.scalars.numel():
-        run(call)
+        backend.gram(call)
 
 
 def _checked_fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
@@ -250,11 +253,11 @@ def _call(columns, coef, present, seeds, draws, program, *written) -> Call:  # n
 
 
 def _gram_kernel(columns, numbers, seeds, draws, program, coef, scalars) -> None:  # noqa: ANN001
-    _checked_gram(GramCall(columns, numbers, parse_gram(program), scalars, coef, seeds, draws))
+    _checked_gram(GramCall(columns, numbers, parse_gram(program), scalars, seeds, draws, coef))
 
 
 def _gram_fake(columns, numbers, seeds, draws, program, coef, scalars) -> None:  # noqa: ANN001
-    call = GramCall(columns, numbers, parse_gram(program), scalars, coef, seeds, draws)
+    call = GramCall(columns, numbers, parse_gram(program), scalars, seeds, draws, coef)
     choose(scalars.device.type, [column.dtype for column in columns], check_gram(call))
 
 

@@ -49,15 +49,15 @@ class GramCall(NamedTuple):
         numbers: float64 ``[1 or B, N]``: what the program reads, in its order.
         program: the gram's structure.
         scalars: float64 ``[B, S]``, written: sums, then steps.
-        coef: ``[B, K]`` in the state type, written: the coefficients of the row; or None.
         seeds: int64 ``[B]``; needed when the program draws noise.
         draws: int64 ``[1 or B, D, 4]``: purpose, tensor, draw, sub_draw of each draw.
+        coef: ``[B, K]`` in the state type, written: the coefficients of the row; or None.
     """
 
     columns: Sequence[Tensor]
     numbers: Tensor
     program: GramProgram
     scalars: Tensor
-    coef: Tensor | None = None
     seeds: Tensor | None = None
     draws: Tensor | None = None
+    coef: Tensor | None = None

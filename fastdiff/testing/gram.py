@@ -43,9 +43,9 @@ class GramCase:
         """
         columns = [placement.place(values) for values, placement in self.columns]
         batch, (scalars, coefficients) = self.columns[0][0].shape[0], self.made
-        written = {"scalars": Placement(gap=3).place(torch.full((batch, scalars), math.nan, dtype=torch.float64))}
+        written = {"scalars": Placement().place(torch.full((batch, scalars), math.nan, dtype=torch.float64))}
         if self.state is not None:
-            written["coef"] = Placement(gap=1).place(torch.full((batch, coefficients), math.nan, dtype=self.state))
+            written["coef"] = Placement().place(torch.full((batch, coefficients), math.nan, dtype=self.state))
         views = {name: guarded.view for name, guarded in written.items()}
         gram(
             GramCall([c.view for c in columns], self.numbers, self.program, seeds=self.seeds, draws=self.draws, **views)
