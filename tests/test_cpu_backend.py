@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastdiff.backends import cpu, reference
 from fastdiff.maths.draw import Draw
-from fastdiff.rows.row import Derived, Output, Row
+from fastdiff.rows.call import Call
+from fastdiff.rows.row import Output, Row
 from fastdiff.testing.rows import Placement, random_case, same_bits
 
 HOST = cpu.host()
@@ -49,8 +50,7 @@ def run_both(
     for stage in (reference.stage, cpu.stage):
         stores = [torch.empty(shape, dtype=dtype) for _ in row.outputs]
         z = torch.empty((row.copies * shape[0], *shape[1:]), dtype=z_dtype) if row.network is not None else None
-        arguments = [tables.get(name) for name in ("present", "seeds", "draws")]
-        stage(columns, coef, *arguments, row.program, stores, z)
+        stage(Call(columns, coef, row.program, stores=stores, z=z, **tables))
         written.append([*stores, *([] if z is None else [z])])
     return list(zip(*written, strict=True))
 
@@ -167,8 +167,9 @@ def test_long_sums_and_clamps(isa: str, state: str) -> None:
     columns = [torch.randn(4, 77, dtype=dtype) for _ in names]
     columns[3][:, ::5] = math.nan
     terms = tuple((names[i % 16], 1.0) for i in range(30))
-    outputs = (Output("c1", terms, store="w0"), Output(None, (("D", 1.0), ("c2", 1.0)), store="w1"))
-    row = Row(names, outputs, derived=Derived(terms[:17], 1.0, 1.0), network=1)
+    first = Output(None, terms[:17], bound=1.0, scale=1.0)
+    outputs = (first, Output("c1", terms, store="b1"), Output(None, (("w0", 1.0), ("c2", 1.0)), store="b2"))
+    row = Row(names, outputs, network=2)
     coef = torch.randn(4, 30 + 2 + 17 + 2 + 1, dtype=dtype)
     coef[:, 17] = torch.tensor([0.5, -0.5, math.nan, math.inf])
     for found in run_both(columns, row, coef, dtype, dtype):
@@ -190,7 +191,7 @@ def test_outputs_that_overwrite_each_others_columns(isa: str) -> None:
         for stage in (reference.stage, cpu.stage):
             held = [value.clone() for value in values]
             z = torch.empty(4, 700, dtype=torch.bfloat16)
-            stage(held, coef, None, None, None, row.program, held, z)
+            stage(Call(held, coef, row.program, stores=held, z=z))
             results.append([*held, z])
         for expected, found in zip(*results, strict=True):
             assert same_bits(found, expected)
@@ -211,7 +212,7 @@ def test_threads_do_not_change_bits(isa: str, two_threads: None, shape: tuple[in
             x = start.clone(memory_format=memory_format)
             z = torch.empty_like(x, dtype=torch.bfloat16)
             F = network.clone(memory_format=memory_format)
-            cpu.stage([x, F], coef, None, seeds, draws, row.program, [x], z)
+            cpu.stage(Call([x, F], coef, row.program, seeds=seeds, draws=draws, stores=[x], z=z))
             found.append((x, z))
         assert same_bits(found[0][0], found[1][0])
         assert same_bits(found[0][1], found[1][1])
@@ -237,7 +238,7 @@ def test_flushing_of_subnormals_is_undone_and_restored(isa: str) -> None:
         pytest.skip("this processor cannot flush subnormals")
     try:
         assert HOST.flushes_subnormals()
-        cpu.stage([column], torch.tensor([[0.5]]), None, None, None, row.program, [out], None)
+        cpu.stage(Call([column], torch.tensor([[0.5]]), row.program, stores=[out]))
         assert HOST.flushes_subnormals()
     finally:
         torch.set_flush_denormal(False)
@@ -248,7 +249,7 @@ def test_zero_elements() -> None:
     row = Row(("x",), (Output("x", store="w"),), network=0)
     for shape in ((0, 5), (3, 0)):
         columns = [torch.empty(shape)]
-        cpu.stage(columns, torch.ones(1, 1), None, None, None, row.program, [torch.empty(shape)], torch.empty(shape))
+        cpu.stage(Call(columns, torch.ones(1, 1), row.program, stores=[torch.empty(shape)], z=torch.empty(shape)))
 
 
 # Refusals of the op itself, called past the checks in Python --------------------------------------------------
@@ -263,14 +264,16 @@ def call(**changed: object) -> None:
         "present": None,
         "seeds": torch.arange(2),
         "draws": torch.zeros(1, 1, 4, dtype=torch.int64),
-        "program": SIMPLE.program,
+        "program": SIMPLE.program.integers,
         "stores": [torch.zeros(2, 3, 4, 4)],
         "z": torch.zeros(4, 3, 4, 4),
     }
     given |= changed
     before = [tensor.clone() for tensor in (*given["columns"], *given["stores"], given["z"]) if tensor is not None]
     try:
-        cpu.stage(*given.values())
+        columns, coef, present, seeds, draws, program, stores, z = given.values()
+        padded = [*stores, *(None for _ in range(6 - len(stores)))]
+        torch.ops.fastdiff.stage(columns, coef, present, seeds, draws, program, *padded, z)
     except RuntimeError:
         after = [tensor for tensor in (*given["columns"], *given["stores"], given["z"]) if tensor is not None]
         assert all(same_bits(a, b) for a, b in zip(before, after, strict=True)), "something was written"
@@ -307,17 +310,20 @@ BAD_CALLS = {
     "no batch": ({"columns": [torch.tensor(1.0)]}, "column 0 has no dimensions"),
     "columns": ({"columns": []}, "0 columns were given"),
     "stores": ({"stores": [None, torch.zeros(2, 3, 4, 4)]}, "w1 was given"),
-    "short": ({"program": SIMPLE.program[:-1]}, "it ends too early"),
-    "long": ({"program": [*SIMPLE.program, 0]}, "it goes on after"),
-    "source": ({"program": [1, 1, 0, -1, 0, 0, 1, 0, 1, 1, 1, 0]}, "a column or draw that it does not have"),
-    "draw reference": ({"program": [1, 1, 0, -1, 0, 0, 1, 0, 1, 0, 1, 1]}, "a column or draw that it does not have"),
-    "base": ({"program": [1, 1, 0, -1, 0, 0, 1, 1, 1, 0, 1, 0]}, "a column or draw that it does not have"),
-    "network": ({"program": [1, 1, 1, -1, 0, 0, 1, 0, 1, 0, 1, 0]}, "an output that it does not have"),
-    "outputs": ({"program": [1, 1, 0, -1, 0, 0, 5]}, "more than 4 outputs"),
-    "clamp": ({"program": [1, 1, 0, -1, 1, 0, 1, 0, 1, 0, 1, 0]}, "derived column that it does not have"),
-    "many terms": ({"program": [1, 1, 0, -1, 0, 0, 1, 0, 70, *[0] * 70, 0]}, "more than 64 coefficients"),
-    "negative count": ({"program": [1, 1, 0, -1, 0, 0, 1, 0, -1, 0]}, "counts below zero"),
-    "many columns": ({"program": [17, 0, -1, -1, 0, 0, 0]}, "more than 16 columns"),
+    "short": ({"program": SIMPLE.program.integers[:-1]}, "it ends too early"),
+    "long": ({"program": [*SIMPLE.program.integers, 0]}, "it goes on after"),
+    "source": ({"program": [1, 1, 0, 1, 0, 1, 1, 1, 0, 0, 0]}, "earlier output that it does not have"),
+    "draw reference": ({"program": [1, 1, 0, 1, 0, 1, 0, 1, 1, 0, 0]}, "a column, draw or earlier output"),
+    "base": ({"program": [1, 1, 0, 1, 1, 1, 0, 1, 0, 0, 0]}, "earlier output that it does not have"),
+    "later output": (
+        {"program": [1, 0, 0, 2, -1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0]},
+        "earlier output that it does not have",
+    ),
+    "network": ({"program": [1, 1, 1, 1, 0, 1, 0, 1, 0, 0, 0]}, "an output that it does not have"),
+    "outputs": ({"program": [1, 1, 0, 7]}, "more than 6 outputs"),
+    "many terms": ({"program": [1, 1, 0, 1, 0, 70, *[0] * 70, 0, 0, 0]}, "more than 64 coefficients"),
+    "negative count": ({"program": [1, 1, 0, 1, 0, -1, 0, 0, 0]}, "counts below zero"),
+    "many columns": ({"program": [17, 0, -1, 0]}, "more than 16 columns"),
 }
 
 
@@ -410,7 +416,7 @@ class Bench:
         )
         for row, coef, draws in zip(self.rows, self.coef, self.draws, strict=True):
             self.loop.add_row(
-                program=row.program,
+                program=row.program.integers,
                 coef=(coef.data_ptr(), 0),
                 draws=(draws.data_ptr(), 0),
                 sources=[self.buffer(self.x.view), 0, 1][: len(row.columns)],
@@ -428,7 +434,8 @@ class Bench:
     def by_op(self, at: int, outputs: list[Tensor]) -> None:
         row, x = self.rows[at], self.x_op.view
         z = None if row.network is None else self.z_op.view[: row.copies * self.shape[0]]
-        cpu.stage([x, *outputs], self.coef[at], None, self.seeds, self.draws[at], row.program, [x], z)
+        tables = {"seeds": self.seeds, "draws": self.draws[at]}
+        cpu.stage(Call([x, *outputs], self.coef[at], row.program, **tables, stores=[x], z=z))
 
     def same(self) -> bool:
         alike = same_bits(self.x.view, self.x_op.view) and same_bits(self.z.view, self.z_op.view)
@@ -503,11 +510,15 @@ def test_a_network_may_return_its_input_in_place() -> None:
     for _ in range(2):
         tensor = Bench.buffer
         loop.add_row(
-            program=row.program, coef=(coef.data_ptr(), 0), sources=[tensor(x), 0], stores=[tensor(x)], z=tensor(z)
+            program=row.program.integers,
+            coef=(coef.data_ptr(), 0),
+            sources=[tensor(x), 0],
+            stores=[tensor(x)],
+            z=tensor(z),
         )
     loop.expect(dtype="float32", shape=[2, 9], strides=[9, 1])
     assert loop.step(z)
-    cpu.stage([x_op, z_op], coef, None, None, None, row.program, [x_op], z_op)
+    cpu.stage(Call([x_op, z_op], coef, row.program, stores=[x_op], z=z_op))
     assert same_bits(x, x_op)
     assert same_bits(z, z_op)
     assert not loop.step(torch.cat([z.view(-1), torch.zeros(1)])[1:].view(2, 9)[:, :8])
@@ -517,7 +528,7 @@ def test_the_loop_checks_rows_and_expectations() -> None:
     x, coef = torch.zeros(2, 6), torch.ones(1, 2)
     buffer = Bench.buffer(x)
 
-    def add(program: list[int] = LAST.program, **changed: object) -> None:
+    def add(program: list[int] = LAST.program.integers, **changed: object) -> None:
         loop = HOST.Loop(batch=2, numel=6, state="float32", threads=1, seeds=0)
         given: dict = {"coef": (coef.data_ptr(), 0), "sources": [buffer, 0, 1], "stores": [buffer]} | changed
         loop.add_row(program=program, **given)
@@ -531,12 +542,12 @@ def test_the_loop_checks_rows_and_expectations() -> None:
         "overlap each other": {"stores": [(x.data_ptr(), 5, "float32")]},
         "null": {"coef": (0, 0)},
         "more stores": {"stores": [buffer, buffer]},
-        "at most 4": {"stores": [None] * 5},
+        "at most 6": {"stores": [None] * 7},
         "no network input": {"z": buffer},
         "not one of": {"stores": [(x.data_ptr(), 6, "int8")]},
         "counted from 0": {"sources": [buffer, 0, -1]},
-        "ends too early": {"program": LAST.program[:-1]},
-        "seeds and draws": {"program": GUIDED.program, "z": (x.data_ptr(), 6, "float32")},
+        "ends too early": {"program": LAST.program.integers[:-1]},
+        "seeds and draws": {"program": GUIDED.program.integers, "z": (x.data_ptr(), 6, "float32")},
     }.items():
         with pytest.raises(ValueError, match=message):
             add(**changed)  # type: ignore[arg-type]

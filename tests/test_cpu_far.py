@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.backends import cpu, reference
+from fastdiff.rows.call import Call
 from fastdiff.rows.row import Output, Row
 from fastdiff.testing.rows import same_bits
 
@@ -41,9 +42,9 @@ def test_samples_more_than_two_to_the_31_elements_apart() -> None:
     values = torch.randn(2, numel).bfloat16()
     x.copy_(values)
     coef = torch.tensor([[0.3, 0.7]])
-    cpu.stage([x], coef, None, None, None, row.program, [w], z)
+    cpu.stage(Call([x], coef, row.program, stores=[w], z=z))
     expected, expected_z = torch.empty_like(values), torch.empty_like(values)
-    reference.stage([values], coef, None, None, None, row.program, [expected], expected_z)
+    reference.stage(Call([values], coef, row.program, stores=[expected], z=expected_z))
     assert same_bits(w, expected)
     assert same_bits(z, expected_z)
 

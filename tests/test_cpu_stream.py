@@ -10,6 +10,7 @@ import torch
 
 from fastdiff.backends import cpu, reference
 from fastdiff.maths.draw import Draw
+from fastdiff.rows.call import Call
 from fastdiff.rows.row import Output, Row
 from fastdiff.testing.rows import same_bits
 
@@ -54,11 +55,11 @@ def test_outputs_larger_than_the_cache_have_the_reference_bits(isa: str, dtype: 
     before = HOST.isa()
     HOST.set_isa(isa)
     try:
-        cpu.stage([x], COEF, None, None, None, ROW.program, [w], z)
+        cpu.stage(Call([x], COEF, ROW.program, stores=[w], z=z))
     finally:
         HOST.set_isa(before)
     expected, expected_z = torch.empty_like(x), torch.empty(1, numel, dtype=dtype)
-    reference.stage([x], COEF, None, None, None, ROW.program, [expected], expected_z)
+    reference.stage(Call([x], COEF, ROW.program, stores=[expected], z=expected_z))
     assert same_bits(w, expected)
     for copy in z:
         assert same_bits(copy[None], expected_z)

@@ -23,7 +23,7 @@ from fastdiff.backends import reference
 from fastdiff.maths.draw import Draw
 from fastdiff.plans.compose import plan
 from fastdiff.plans.plan import Plan
-from fastdiff.rows.row import Derived, Output, Row
+from fastdiff.rows.row import Output, Row
 from fastdiff.runs.sample import sample
 
 SHAPE, SEED, STEPS = (16, 2), 5, 12
@@ -53,7 +53,8 @@ def row(outputs: Sequence[Output], sigma: float, network: int | None = 0, draws:
     if network is None:
         return Row(columns, tuple(outputs), draws)
     c_noise, c_in = EDM.scalars(sigma)[3], EDM.scalars(sigma)[2]
-    return Row(columns, tuple(outputs), draws, None, network, c_in, c_noise=c_noise, sigma=sigma, branches=("cond",))
+    told = {"c_noise": c_noise, "sigma": sigma, "branches": ("cond",)}
+    return Row(columns, tuple(outputs), draws, network, c_in, **told)
 
 
 def first(sigma: float, *stores: str) -> Row:
@@ -304,17 +305,19 @@ def test_each_sample_has_its_own_clamp_bound() -> None:
     """Dynamic thresholding (Saharia et al. 2022): bound and scale are a quantile of each sample's own D."""
     written = Row(
         ("x", "F"),
-        (Output(base="x", terms=(("D", 0.25),), store="x"),),
-        derived=Derived((("x", 0.5), ("F", -1.5)), bound=1.0, scale=1.0),
+        (
+            Output(None, (("x", 0.5), ("F", -1.5)), bound=1.0, scale=1.0),
+            Output(base="x", terms=(("w0", 0.25),), store="x"),
+        ),
     )
     x, f = columns(2, 4)
     coef = torch.tensor([written.coefficients]).repeat(4, 1)
-    assert [label for label, _ in written.labelled_coefficients()][2:4] == ["D.bound", "D.scale"]
+    assert [label for label, _ in written.labelled_coefficients()][2:4] == ["w0.bound", "w0.scale"]
     d = 0.5 * x + -1.5 * f
     bound = d.abs().quantile(0.8, dim=1).clamp(min=0.3)
     coef[:, 2], coef[:, 3] = bound, 1 / bound
     expected = x + 0.25 * ((1 / bound)[:, None] * d.clamp(-bound[:, None], bound[:, None]))
-    ops.stage([x, f], coef, written.program, stores=[x])
+    ops.stage([x, f], coef, written.program, stores=[None, x])
     assert torch.equal(x, expected)
     assert len(set(bound.tolist())) == 4
 

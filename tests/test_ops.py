@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fastdiff.errors import BackendError, InputError
 from fastdiff.maths.draw import Draw
 from fastdiff.rows.layout import layout, same_memory, share_memory
 from fastdiff.rows.program import parse
-from fastdiff.rows.row import DERIVED, Derived, Output, Row
+from fastdiff.rows.row import Output, Row
 from fastdiff.testing.rows import Placement, poison_empty, random_case, same_bits
 
 ROW = Row(
@@ -39,7 +40,7 @@ def arguments(**changes: object) -> dict:
     values = {
         "columns": [torch.randn(3, 4, 2, 2) for _ in range(2)],
         "coef": torch.tensor([ROW.coefficients]),
-        "program": ROW.program,
+        "program": ROW.program.integers,
         "seeds": torch.tensor([1, 2, 3]),
         "draws": torch.tensor([[[1, 0, 4, 0]]]),
         "stores": [torch.empty(3, 4, 2, 2), torch.empty(3, 4, 2, 2)],
@@ -98,9 +99,12 @@ REFUSALS: dict[str, tuple[Callable[[], dict], str]] = {
         lambda: {"columns": [X, X.clone().requires_grad_()]},
         "column 1 requires grad; use stage_f",
     ),
-    "program cut": (lambda: {"program": ROW.program[:-1]}, "it ends too early"),
-    "program long": (lambda: {"program": [*ROW.program, 0]}, "it goes on after its last output"),
-    "program index": (lambda: {"program": [9 if i == 8 else v for i, v in enumerate(ROW.program)]}, "malformed"),
+    "program cut": (lambda: {"program": ROW.program.integers[:-1]}, "it ends too early"),
+    "program long": (lambda: {"program": [*ROW.program.integers, 0]}, "it goes on after its last output"),
+    "program index": (
+        lambda: {"program": [9 if i == 8 else v for i, v in enumerate(ROW.program.integers)]},
+        "malformed",
+    ),
 }
 
 
@@ -269,12 +273,13 @@ def test_ambiguous_tensors_go_with_either_layout() -> None:
 def test_program_survives_encoding() -> None:
     for seed in range(100):
         row = random_case(seed, max_elements=1).row
-        program = parse(row.program)
-        assert program.integers == row.program
+        program = parse(row.program.integers)
+        assert program.integers == row.program.integers
         assert program.coefficients == len(row.coefficients)
         labels = [label for label, _ in row.labelled_coefficients()]
         for i in range(len(program.outputs)):
-            assert all(label.startswith(f"w{i}[") for label in labels[program.terms_at(i) : program.terms_at(i + 1)])
+            own = labels[program.starts[i] : program.starts[i + 1]]
+            assert all(label.startswith((f"w{i}[", f"w{i}.")) for label in own)
         if program.network is not None:
             assert labels[program.c_in_at] == "c_in"
 
@@ -347,30 +352,35 @@ def test_use_backend_is_per_thread_and_nests() -> None:
 GRADIENT_ROW = Row(
     columns=("x", "f", "n", "unused"),
     outputs=(
-        Output(base="x", terms=((DERIVED, 0.5), ("f", 0.3)), noise=(("n", 0.7), ("xi", 1.0)), store="w0"),
-        Output(terms=(("x", 2.0), (DERIVED, -0.7), ("x", 0.1)), store="w1"),
+        Output(terms=(("x", 0.5), ("f", -0.25)), bound=0.4, scale=1.1),
+        Output(base="x", terms=(("w0", 0.5), ("f", 0.3)), noise=(("n", 0.7), ("xi", 1.0)), store="a"),
+        Output(terms=(("x", 2.0), ("w0", -0.7), ("x", 0.1)), store="b"),
     ),
     draws=(("xi", Draw(1, 3)),),
-    derived=Derived((("x", 0.5), ("f", -0.25)), bound=0.4, scale=1.1),
-    network=1,
+    network=2,
     c_in=0.6,
     copies=2,
 )
-UNCLAMPED = Row(
-    GRADIENT_ROW.columns,
-    GRADIENT_ROW.outputs,
-    GRADIENT_ROW.draws,
-    Derived((("x", 0.5), ("f", -0.25)), scale=1.1),
-    1,
-    0.6,
-    2,
+UNCLAMPED = replace(GRADIENT_ROW, outputs=(replace(GRADIENT_ROW.outputs[0], bound=None), *GRADIENT_ROW.outputs[1:]))
+CHAIN = Row(
+    columns=("x", "f", "n"),
+    outputs=(
+        Output(terms=(("x", 0.5), ("f", -0.25)), scale=1.1),
+        Output(base="w0", terms=(("f", 0.8), ("w0", -0.3)), noise=(("n", 0.7), ("xi", 1.0)), store="a", bound=0.9),
+        Output(base="w1", terms=(("w0", 2.0), ("w1", -0.7), ("x", 0.1)), store="b", bound=1.5, scale=-0.8),
+    ),
+    draws=(("xi", Draw(1, 3)),),
+    network=2,
+    c_in=0.6,
+    copies=2,
 )
+"""Every output is read by a later one, as base and as term; two clamps cut one after the other."""
 PRESENCE = {"all": None, "some": [-1, 0b10110101101101, 0b01101110110111], "none": [0]}
 
 
 def functional(row: Row, columns: tuple, present: list[int] | None = None, **options: object) -> list[torch.Tensor]:
     batch = columns[0].shape[0]
-    outputs = {"outputs": (0, 1), "z_dtype": torch.float64, "copies": row.copies} | options
+    outputs = {"outputs": (1, 2), "z_dtype": torch.float64, "copies": row.copies} | options
     return ops.stage_functional(
         columns,
         torch.tensor([row.coefficients], dtype=torch.float64),
@@ -387,7 +397,7 @@ def leaves(count: int = 4, dtype: torch.dtype = torch.float64) -> tuple[torch.Te
     return tuple(torch.randn(3, 1, 2, generator=generator, dtype=dtype).requires_grad_() for _ in range(count))
 
 
-@pytest.mark.parametrize("row", [GRADIENT_ROW, UNCLAMPED], ids=["clamped", "unclamped"])
+@pytest.mark.parametrize("row", [GRADIENT_ROW, UNCLAMPED, CHAIN], ids=["clamped", "unclamped", "chain"])
 @pytest.mark.parametrize("present", PRESENCE)
 def test_gradients(row: Row, present: str) -> None:
     """First and second derivatives against finite differences, also of single outputs and of z alone."""
@@ -395,12 +405,12 @@ def test_gradients(row: Row, present: str) -> None:
     def call(*columns: torch.Tensor) -> tuple:
         return tuple(functional(row, columns, PRESENCE[present])[:3])
 
-    derived = 0.5 * leaves()[0] - 0.25 * leaves()[1]
-    assert 0 < (derived.abs() > 0.4).sum() < derived.numel(), "both sides of the clamp must be seen"
-    columns = leaves()
+    first = 0.5 * leaves()[0] - 0.25 * leaves()[1]
+    assert 0 < (first.abs() > 0.4).sum() < first.numel(), "both sides of the clamp must be seen"
+    columns = leaves(len(row.columns))
     assert torch.autograd.gradcheck(call, columns)
     assert torch.autograd.gradgradcheck(call, columns, fast_mode=True)
-    for which in ({"outputs": (1,), "z_dtype": None}, {"outputs": ()}):
+    for which in ({"outputs": (2,), "z_dtype": None}, {"outputs": ()}):
         assert torch.autograd.gradcheck(lambda *c, w=which: tuple(functional(row, c, **w)), columns)
 
 
@@ -437,9 +447,9 @@ def test_gradients_pass_casts_and_layouts() -> None:
 
 
 def test_the_clamp_passes_gradients_at_nan_and_stops_them_outside() -> None:
-    row = Row(("x",), (Output(terms=((DERIVED, 3.0),), store="w"),), derived=Derived((("x", 1.0),), bound=1.0))
+    row = Row(("x",), (Output(terms=(("x", 1.0),), bound=1.0), Output(terms=(("w0", 3.0),), store="w")))
     x = torch.tensor([[0.5, 2.0, -2.0, 1.0, float("nan"), float("inf")]], requires_grad=True)
-    (w,) = ops.stage_functional([x], torch.tensor([row.coefficients]), row.program)
+    (w,) = ops.stage_functional([x], torch.tensor([row.coefficients]), row.program, outputs=(1,))
     w.nansum().backward()
     # nansum sends 0 to the NaN, and the clamp lets it through.
     assert x.grad is not None
@@ -449,10 +459,10 @@ def test_the_clamp_passes_gradients_at_nan_and_stops_them_outside() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"outputs": (1, 0)}, "outputs is [1, 0]; give increasing indices below 2"),
-        ({"outputs": (2,)}, "outputs is [2]"),
+        ({"outputs": (1, 0)}, "outputs is [1, 0]; give increasing indices below 3"),
+        ({"outputs": (3,)}, "outputs is [3]"),
         ({"dtypes": [torch.float32]}, "dtypes has 1 entries for 2 outputs"),
-        ({"dtypes": [torch.int32, torch.float32]}, "output 0 is torch.int32"),
+        ({"dtypes": [torch.int32, torch.float32]}, "output 1 is torch.int32"),
         ({"copies": 13}, "copies is 13; 1 to 12 are allowed"),
     ],
 )
@@ -479,14 +489,14 @@ def test_functional_equals_in_place() -> None:
         again = functional(GRADIENT_ROW, tuple(columns))
     coef = torch.tensor([GRADIENT_ROW.coefficients], dtype=torch.float64)
     keywords = {"seeds": ops.normalise_seeds(7, 3), "draws": torch.tensor([[[1, 0, 3, 0]]])}
-    ops.stage(columns, coef, GRADIENT_ROW.program, stores=stores, z=out, **keywords)
+    ops.stage(columns, coef, GRADIENT_ROW.program, stores=[None, *stores], z=out, **keywords)
     for a, b, c in zip((w0, w1, z), (*stores, out), again, strict=True):
         assert same_bits(a, b)
         assert same_bits(a, c)
 
 
 def positional(call: dict) -> tuple:
-    stores = (*call["stores"], None, None)
+    stores = (*call["stores"], *[None] * 4)
     tables = (call["coef"], None, call["seeds"], call["draws"], call["program"])
     return call["columns"], *tables, *stores, call["z"]
 
@@ -497,7 +507,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.fastdiff.stage.default, positional(call))
     torch.library.opcheck(torch.ops.fastdiff.fill_noise.default, (call["z"][:3], call["seeds"], call["draws"][:, 0]))
     coef = torch.tensor([UNCLAMPED.coefficients], dtype=torch.float64)
-    tables = (None, torch.arange(3), torch.tensor([[[1, 0, 3, 0]]]), UNCLAMPED.program)
+    tables = (None, torch.arange(3), torch.tensor([[[1, 0, 3, 0]]]), UNCLAMPED.program.integers)
     for columns in (leaves(), [leaf.detach() for leaf in leaves()]):
         arguments_ = (list(columns), coef, *tables, [0, 1], [0, 1], torch.float16, 2)
         torch.library.opcheck(torch.ops.fastdiff.stage_functional.default, arguments_)

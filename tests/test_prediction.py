@@ -14,6 +14,7 @@ from fastdiff.errors import PlanError
 from fastdiff.maths import prediction, schedule
 from fastdiff.maths.prediction import PREDICTIONS, Prediction, conversion, named_prediction
 from fastdiff.maths.real import mp, round_to
+from fastdiff.rows.call import Call
 from fastdiff.rows.row import Output, Row
 
 SIGMAS = ("0.002", "0.4", "1", "7.5", "80")
@@ -78,7 +79,7 @@ def test_a_conversion_is_a_row(pair: tuple[str, str]) -> None:
     )
     out = torch.empty_like(wanted)
     coef = torch.tensor([row.coefficients], dtype=torch.float64)
-    reference.stage([xhat, given], coef, None, None, None, row.program, [out], None)
+    reference.stage(Call([xhat, given], coef, row.program, stores=[out]))
     # Three roundings a term (coefficient, column, product), one of the sum and one of what is wanted.
     bound = 2.0**-53 * (5 * abs(a) * xhat.abs() + 5 * abs(b) * given.abs())
     assert ((out - wanted).abs() <= bound).all()

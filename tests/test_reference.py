@@ -15,7 +15,7 @@ from fastdiff.backends import reference
 from fastdiff.backends.registry import use_backend
 from fastdiff.maths.draw import Draw
 from fastdiff.rows.layout import ROW_MAJOR
-from fastdiff.rows.row import DERIVED, Derived, Output, Row
+from fastdiff.rows.row import Output, Row
 from fastdiff.testing.rows import Case, Placement, random_case, same_bits
 
 
@@ -67,16 +67,16 @@ def by_name(case: Case) -> dict[str, torch.Tensor]:
         return total
 
     with np.errstate(all="ignore"):
-        if case.row.derived:
-            d = sum_up(Output(terms=case.row.derived.terms))
-            if case.row.derived.bound is not None:
+        wide = {}
+        for i, output in enumerate(case.row.outputs):
+            w = sum_up(output)
+            if output.bound is not None:
                 bound, on = following()
-                d = np.where(on & (d > bound), bound, np.where(on & (d < -bound), -bound, d))
-            if case.row.derived.scale is not None:
+                w = np.where(on & (w > bound), bound, np.where(on & (w < -bound), -bound, w))
+            if output.scale is not None:
                 scale, on = following()
-                d = np.where(on, scale * d, d)
-            values[DERIVED] = d
-        wide = {f"w{i}": sum_up(output) for i, output in enumerate(case.row.outputs)}
+                w = np.where(on, scale * w, w)
+            values[f"w{i}"] = wide[f"w{i}"] = w
         if case.row.network is not None:
             c_in, on = following()
             w = wide[f"w{case.row.network}"]
@@ -114,15 +114,14 @@ def exactly(case: Case) -> tuple[list[list[Fraction]], dict[str, float]]:
     outputs: list[list[Fraction]] = [[] for _ in case.row.outputs]
     for i in range(case.shape.numel()):
         values = {name: Fraction(value[i]) for name, value in columns.items()}
-        if case.row.derived:
-            d = sum((Fraction(c) * values[n] for n, c in case.row.derived.terms), Fraction(0))
-            if case.row.derived.bound is not None:
-                bound = Fraction(case.row.derived.bound)
-                d = max(-bound, min(bound, d))
-            values[DERIVED] = d * Fraction(1 if case.row.derived.scale is None else case.row.derived.scale)
-        for found, output in zip(outputs, case.row.outputs, strict=True):
+        for k, (found, output) in enumerate(zip(outputs, case.row.outputs, strict=True)):
             base = values[output.base] if output.base is not None else Fraction(0)
-            found.append(base + sum(Fraction(c) * values[n] for n, c in (*output.terms, *output.noise)))
+            w = base + sum(Fraction(c) * values[n] for n, c in (*output.terms, *output.noise))
+            if output.bound is not None:
+                bound = Fraction(output.bound)
+                w = max(-bound, min(bound, w))
+            values[f"w{k}"] = w * Fraction(1 if output.scale is None else output.scale)
+            found.append(values[f"w{k}"])
     return outputs, magnitude
 
 
@@ -185,12 +184,12 @@ def one_sample(case: Case, i: int) -> Case:
 EVERYTHING = Row(
     columns=("x", "f", "e"),
     outputs=(
-        Output(base="x", terms=((DERIVED, 0.5), ("f", -0.25)), noise=(("xi", 0.7), ("e", 0.3)), store="w0"),
-        Output(terms=(("x", 1.5), ("f", 2.0)), store="w1"),
+        Output(terms=(("x", 0.9), ("f", 0.4)), bound=1.0, scale=1.25),
+        Output(base="x", terms=(("w0", 0.5), ("f", -0.25)), noise=(("xi", 0.7), ("e", 0.3)), store="a"),
+        Output(terms=(("x", 1.5), ("f", 2.0)), store="b"),
     ),
     draws=(("xi", Draw(1, 4)),),
-    derived=Derived((("x", 0.9), ("f", 0.4)), bound=1.0, scale=1.25),
-    network=1,
+    network=2,
     c_in=0.8,
     copies=2,
 )
@@ -206,7 +205,7 @@ def run_everything(columns: list[torch.Tensor], present: int | None = None) -> l
         seeds=ops.normalise_seeds(3, x.shape[0]),
         draws=torch.tensor([[[1, 0, 4, 0]]]),
         present=None if present is None else torch.tensor([present]),
-        stores=stores,
+        stores=[None, *stores],
         z=z,
     )
     return [*stores, *z.chunk(2)]
@@ -228,10 +227,10 @@ def test_a_poisoned_element_changes_only_itself(poison: float, column: int) -> N
 
 
 def test_the_clamp_keeps_nan_and_cuts_infinities() -> None:
-    row = Row(("x",), (Output(terms=((DERIVED, 1.0),), store="w"),), derived=Derived((("x", 1.0),), bound=2.0))
+    row = Row(("x",), (Output(terms=(("x", 1.0),), bound=2.0), Output(terms=(("w0", 1.0),), store="w")))
     x = torch.tensor([[math.nan, math.inf, -math.inf, 3.0, -3.0, 2.0, -0.0]])
     out = torch.empty_like(x)
-    ops.stage([x], torch.tensor([row.coefficients]), row.program, stores=[out])
+    ops.stage([x], torch.tensor([row.coefficients]), row.program, stores=[None, out])
     assert same_bits(out, torch.tensor([[math.nan, 2.0, -2.0, 2.0, -2.0, 2.0, -0.0]]))
 
 
@@ -273,6 +272,6 @@ def test_inputs_stay_as_they_are_and_in_place_is_exact() -> None:
     inside = [t.clone() for t in x]
     z = torch.empty(4, 9)
     keywords = {"seeds": ops.normalise_seeds(3, 2), "draws": torch.tensor([[[1, 0, 4, 0]]])}
-    ops.stage(inside, coef, EVERYTHING.program, stores=[inside[0], inside[1]], z=z, **keywords)
+    ops.stage(inside, coef, EVERYTHING.program, stores=[None, *inside[:2]], z=z, **keywords)
     assert all(same_bits(a, b) for a, b in zip(apart, [*inside[:2], *z.chunk(2)], strict=True))
     assert same_bits(inside[2], x[2])

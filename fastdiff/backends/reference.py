@@ -163,7 +163,8 @@ def stage(call: Call) -> None:
         for k, source in enumerate(output.terms, program.terms_at(i)):
             w.add(is_on(k), c(k) * sources[source])
         if output.base is not None:
-            w.add(True, sources[output.base])
+            # An output that is its base alone must not be the very column, which a store may overwrite.
+            w.add(True, sources[output.base].clone() if w.total is None else sources[output.base])
         for k, r in enumerate(output.noise, program.noise_at(i)):
             w.add(is_on(k), c(k) * (xi[r] if r >= 0 else sources[-1 - r]))
         total = torch.zeros((), dtype=state, device=coef.device) if w.total is None else w.total

@@ -28,7 +28,7 @@ def to_text(plan: Plan) -> str:
 
 def body(plan: Plan) -> dict[str, Any]:
     """All that is written of a plan, but for its digest."""
-    rows = [_hex(asdict(row)) for row in plan.rows]
+    rows = [_hex({name: value for name, value in asdict(row).items() if name != "program"}) for row in plan.rows]
     fields = {"dtype": plan.dtype, "description": plan.description, "batched": plan.batched}
     head = {"fastdiff_plan": FORMAT, "noise_format": NOISE_FORMAT}
     return head | fields | {"caller_noise": plan.caller_noise, "rows": rows}

@@ -172,4 +172,8 @@ class Plan:
         Raises:
             PlanError: not a plan, of another format or noise format, or its digest does not match.
         """
-        return cls(**file.fields_from(text))
+        fields = file.fields_from(text)
+        try:
+            return cls(**fields)
+        except (PlanError, TypeError) as error:
+            raise PlanError(f"the plan is malformed: {error!r}") from None

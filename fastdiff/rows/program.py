@@ -6,8 +6,8 @@ The format is that of ``docs/row-format.md``. ``Program.integers`` encodes, ``pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from fastdiff.errors import InputError
 
@@ -50,30 +50,32 @@ class Program:
         outputs: the formulas, in order; one may use those before it.
         draws: how many normal tensors are drawn.
         network: index of the output that becomes the network input, or None.
+
+    ``integers`` is the program as ops take it; ``starts`` says where the coefficients of each output begin, and where
+    all of them end.
     """
 
     columns: int
     outputs: tuple[Formula, ...]
     draws: int = 0
     network: int | None = None
+    integers: list[int] = field(init=False, repr=False, compare=False)
+    starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def integers(self) -> list[int]:
-        """The program as ops take it."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "integers", self._integers())
+        places = [0]
+        for output in self.outputs:
+            places.append(places[-1] + output.coefficients)
+        object.__setattr__(self, "starts", tuple(places))
+
+    def _integers(self) -> list[int]:
         found = [self.columns, self.draws, -1 if self.network is None else self.network, len(self.outputs)]
         for output in self.outputs:
             found += [-1 if output.base is None else output.base]
             found += [len(output.terms), *output.terms, len(output.noise), *output.noise]
             found += [int(output.clamp), int(output.scale)]
         return found
-
-    @cached_property
-    def starts(self) -> tuple[int, ...]:
-        """Where the coefficients of each output begin, and where they end."""
-        places = [0]
-        for output in self.outputs:
-            places.append(places[-1] + output.coefficients)
-        return tuple(places)
 
     def terms_at(self, output: int) -> int:
         """Where the coefficients of an output's terms begin."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -110,6 +110,8 @@ class Row:
         gram: inner products that decide the coefficients which are ``Affine``; a launch before this one.
         call: name of the caller's function that follows in place of the network, and the buffers that it is given.
 
+    ``program`` is the row's structure, as ops and kernels take it (``docs/row-format.md``).
+
     Raises:
         PlanError: a coefficient is NaN or infinite, a name is unknown, or a limit is passed.
     """
@@ -125,6 +127,7 @@ class Row:
     branches: tuple[str, ...] = ()
     gram: Gram | None = None
     call: tuple[str, tuple[str, ...]] | None = None
+    program: Program = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         coefficients = self.labelled_coefficients()
@@ -146,9 +149,13 @@ class Row:
                 if not math.isfinite(number):
                     raise PlanError(f"coefficient {label} is {number}; every coefficient must be finite")
         if self.network is not None and not 0 <= self.network < len(self.outputs):
-            raise PlanError(f"network is {self.network}; the row has outputs 0 .. {len(self.outputs) - 1}")
+            raise PlanError(f"network input is output {self.network}; the row has {len(self.outputs)} outputs")
+        for i, output in enumerate(self.outputs):
+            if isinstance(output.bound, float) and output.bound < 0:
+                raise PlanError(f"the bound of w{i} is {output.bound}; it must be zero or more")
         if self.copies < 1:
             raise PlanError(f"copies is {self.copies}; a network input needs at least one")
+        object.__setattr__(self, "program", self._program())
 
     def _numbers(self, label: str, value: Coefficient) -> Iterator[float]:
         """The numbers of a coefficient; what it refers to must be there."""
@@ -203,9 +210,7 @@ class Row:
         output = self.outputs[self.network]
         return output.base if output.store is None and not (output.terms or output.noise) else output.store
 
-    @cached_property
-    def program(self) -> Program:
-        """The row's structure, as ops and kernels take it (see ``docs/row-format.md``)."""
+    def _program(self) -> Program:
         index = {name: i for i, name in enumerate(self.columns)}
         index |= {f"w{i}": len(self.columns) + i for i in range(len(self.outputs))}
         reference = {name: -1 - i for i, name in enumerate(self.columns)}
