@@ -104,22 +104,16 @@ def _add(total, started, value, coef, present, K: tl.constexpr):
 
 
 @triton.jit
-def _derived(wide, zero, coef, present, ROW: tl.constexpr):
-    """The derived column: a combination of columns, clamped (a NaN stays), then scaled."""
-    total = zero if present is not None else None
-    started = False
-    for i in tl.static_range(len(ROW.derived)):
-        total, started = _add(total, started, wide[ROW.derived[i][0]], coef, present, ROW.derived[i][1])
-    if total is None:
-        total = zero
-    if ROW.clamp >= 0:
-        bound = tl.load(coef + ROW.clamp)
-        clamped = tl.where(total > bound, bound, tl.where(total < -bound, -bound, total))
-        total = clamped if present is None else tl.where(_is_on(present, ROW.clamp), clamped, total)
-    if ROW.scale >= 0:
-        scaled = tl.load(coef + ROW.scale) * total
-        total = scaled if present is None else tl.where(_is_on(present, ROW.scale), scaled, total)
-    return total
+def _cut(w, coef, present, OUTPUT: tl.constexpr):
+    """An output clamped (a NaN stays), then scaled, each if it has and is present."""
+    if OUTPUT.bound >= 0:
+        bound = tl.load(coef + OUTPUT.bound)
+        clamped = tl.where(w > bound, bound, tl.where(w < -bound, -bound, w))
+        w = clamped if present is None else tl.where(_is_on(present, OUTPUT.bound), clamped, w)
+    if OUTPUT.scale >= 0:
+        scaled = tl.load(coef + OUTPUT.scale) * w
+        w = scaled if present is None else tl.where(_is_on(present, OUTPUT.scale), scaled, w)
+    return w
 
 
 @triton.jit
@@ -194,20 +188,18 @@ def stage_kernel(columns, column_strides, coef, coef_stride, present, present_st
     for i in tl.static_range(len(columns)):
         start = _sample_start(columns[i], sample, column_strides[i], ACCESS)
         wide = wide + (_load(start, place, masks).to(state),)
-    if ROW.has_derived:
-        wide = wide + (_derived(wide, zero, coef, present, ROW),)
-    results = ()
+    # An output is a source of those after it.
     for i in tl.static_range(len(ROW.outputs)):
         w = _combination(wide, zero, coef, present, quad, place, numel, channels, seed, draws, ROW.outputs[i],
                          CHANNELS_LAST)  # fmt: skip
-        results = results + (w,)
+        wide = wide + (_cut(w, coef, present, ROW.outputs[i]),)
 
     for i in tl.static_range(len(ROW.outputs)):
         if ROW.outputs[i].store >= 0:
             store, stride = stores[ROW.outputs[i].store], store_strides[ROW.outputs[i].store]
-            _store(_sample_start(store, sample, stride, ACCESS), place, results[i], masks)
+            _store(_sample_start(store, sample, stride, ACCESS), place, wide[ROW.columns + i], masks)
     if ROW.copies > 0:
-        w = results[ROW.network]
+        w = wide[ROW.columns + ROW.network]
         scaled = tl.load(coef + ROW.c_in) * w
         if present is not None:
             scaled = tl.where(_is_on(present, ROW.c_in), scaled, w)

@@ -6,68 +6,58 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from fastdiff.rows.program import parse
+from fastdiff.rows.program import Program
 
 NONE = -1
 """Stands for an absent index: a plain integer, because Triton compares only numbers at compile time."""
 
 Products = tuple[tuple[int, int], ...]
-"""Pairs of what is multiplied (a column or a noise reference) and the index of its coefficient."""
+"""Pairs of what is multiplied (a column, an output or a noise reference) and the index of its coefficient."""
 
 
-class Combination(NamedTuple):
-    """One output ``[base +] terms + noise``; ``store`` is its index among the stores that exist, or NONE."""
+class Made(NamedTuple):
+    """One output; ``bound`` and ``scale`` index coefficients, ``store`` the stores that exist, or they are NONE."""
 
     base: int
     terms: Products
     noise: Products
+    bound: int
+    scale: int
     store: int
 
 
 class Structure(NamedTuple):
-    """Everything about a row but its numbers; ``clamp``, ``scale`` and ``c_in`` index coefficients, or are NONE.
+    """All of a row but its numbers; ``c_in`` indexes coefficients; ``copies`` is 0 without a network input."""
 
-    ``derived`` holds the terms of the derived column where ``has_derived``; ``copies`` is 0 without a network input.
-    """
-
-    has_derived: bool
-    derived: Products
-    clamp: int
-    scale: int
-    outputs: tuple[Combination, ...]
+    columns: int
+    outputs: tuple[Made, ...]
     network: int
     c_in: int
     copies: int
 
 
-def structure(program: Sequence[int], stored: Sequence[bool], copies: int) -> Structure:
+@lru_cache(maxsize=1024)
+def structure(program: Program, stored: tuple[bool, ...], copies: int) -> Structure:
     """Bake a program of ``docs/row-format.md``.
 
     Args:
-        program: the integers.
+        program: the row's.
         stored: for each output, whether a tensor receives it.
         copies: how many copies of the network input are written; 0 if there is none.
     """
-    return _structure(tuple(program), tuple(stored), copies)
-
-
-@lru_cache(maxsize=1024)
-def _structure(integers: tuple[int, ...], stored: tuple[bool, ...], copies: int) -> Structure:
-    program = parse(integers)
     outputs = tuple(
-        Combination(
-            NONE if output.base is None else output.base,
-            _pairs(output.terms, program.terms_at(i)),
-            _pairs(output.noise, program.noise_at(i)),
-            sum(stored[:i]) if i < len(stored) and stored[i] else NONE,
+        Made(
+            base=NONE if output.base is None else output.base,
+            terms=_pairs(output.terms, program.terms_at(i)),
+            noise=_pairs(output.noise, program.noise_at(i)),
+            bound=program.bound_at(i) if output.clamp else NONE,
+            scale=program.scale_at(i) if output.scale else NONE,
+            store=sum(stored[:i]) if i < len(stored) and stored[i] else NONE,
         )
         for i, output in enumerate(program.outputs)
     )
     return Structure(
-        has_derived=program.derived is not None,
-        derived=_pairs(program.derived or (), 0),
-        clamp=program.clamp_at if program.clamp else NONE,
-        scale=program.scale_at if program.scale else NONE,
+        columns=program.columns,
         outputs=outputs,
         network=program.network if copies and program.network is not None else NONE,
         c_in=program.c_in_at if copies else NONE,

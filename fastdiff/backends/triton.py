@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import BackendError
+from fastdiff.rows.call import Call
 from fastdiff.rows.layout import CHANNELS_LAST, layout
 
 QUADS = 128
@@ -83,38 +84,29 @@ def tiling(tensors: Sequence[Tensor], batch: int) -> Tiling:
     return Tiling(batch, numel, first.shape[1] if first.dim() > 1 else 1, tiles, access, channels_last)
 
 
-def stage(
-    columns: Sequence[Tensor],
-    coef: Tensor,
-    present: Tensor | None,
-    seeds: Tensor | None,
-    draws: Tensor | None,
-    program: Sequence[int],
-    stores: Sequence[Tensor | None],
-    z: Tensor | None,
-) -> None:
-    """Run one row; arguments as for ``fastdiff.backends.reference.stage``, in one launch."""
+def stage(call: Call) -> None:
+    """Run one row in one launch."""
     kernels, structures = import_module("fastdiff.kernels.stage"), import_module("fastdiff.kernels.structure")
-    stored = [store for store in stores if store is not None]
-    tensors = [*columns, *stored]
+    stored = [store for store in call.stores if store is not None]
+    tensors, z = [*call.columns, *stored], call.z
     batch = tensors[0].shape[0]
     if tensors[0].numel() == 0:
         return
     cover = tiling([*tensors, z] if z is not None else tensors, batch)
     row = structures.structure(
-        program, [store is not None for store in stores], 0 if z is None else z.shape[0] // batch
+        call.program, tuple(store is not None for store in call.stores), 0 if z is None else z.shape[0] // batch
     )
-    with _device(coef):
+    with _device(call.coef):
         kernels.stage_kernel[(batch * cover.tiles,)](
-            tuple(columns),
-            tuple(map(_stride, columns)),
-            coef,
-            _table_stride(coef),
-            present,
-            _table_stride(present),
-            seeds,
-            draws,
-            _table_stride(draws),
+            tuple(call.columns),
+            tuple(map(_stride, call.columns)),
+            call.coef,
+            _table_stride(call.coef),
+            call.present,
+            _table_stride(call.present),
+            call.seeds,
+            call.draws,
+            _table_stride(call.draws),
             tuple(stored),
             tuple(map(_stride, stored)),
             z,

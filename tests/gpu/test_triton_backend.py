@@ -8,6 +8,8 @@ import torch
 
 from fastdiff.backends import triton as backend
 from fastdiff.errors import BackendError
+from fastdiff.rows.call import Call
+from fastdiff.rows.program import Formula, Program
 
 
 def test_importing_the_package_does_not_import_triton():
@@ -84,6 +86,6 @@ def test_nothing_is_launched_for_nothing():
     seeds, draws = torch.zeros(3, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64)
     with PretendGpu() as gpu:
         backend.fill_noise(torch.empty(3, 0), seeds, draws)
-        backend.stage([torch.empty(0, 5)], torch.ones(1, 1), None, None, None, [1, 0, -1, -1, 0, 0, 1, 0, 0, 0],
-                      [torch.empty(0, 5)], None)  # fmt: skip
+        program = Program(1, (Formula(base=0),))
+        backend.stage(Call([torch.empty(0, 5)], torch.ones(1, 0), program, stores=[torch.empty(0, 5)]))
     assert gpu.launches == []

@@ -14,6 +14,8 @@ from sampling import sample
 import fastdiff
 from fastdiff.backends import reference
 from fastdiff.backends import triton as backend
+from fastdiff.rows.call import Call
+from fastdiff.rows.program import Formula, Program
 from fastdiff.testing.rows import random_case, same_bits
 
 COUNT = 60
@@ -79,9 +81,9 @@ def test_the_interpreter_needs_its_repairs():
         assert interpreter.InterpreterBuilder.cast_impl is not repaired
         value = torch.tensor([[1 + 2**-8 + 2**-9]])
         out = torch.zeros(1, 1, dtype=torch.bfloat16)
-        program, coef = [1, 0, 0, -1, 0, 0, 1, 0, 0, 0], torch.ones(1, 1)
-        backend.stage([value], coef, None, None, None, program, [None], out)
+        program, coef = Program(1, (Formula(base=0),), network=0), torch.ones(1, 1)
+        backend.stage(Call([value], coef, program, stores=[None], z=out))
         assert out.item() == 1 + 2**-7
         interpreter.InterpreterBuilder.cast_impl = repaired
-        backend.stage([value], coef, None, None, None, program, [None], out)
+        backend.stage(Call([value], coef, program, stores=[None], z=out))
         assert out.item() == 1.0

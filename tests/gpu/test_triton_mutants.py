@@ -31,8 +31,10 @@ MUTANTS = [
     ("presence of the next coefficient", "continuous batching", "stage", "(present >> k) & 1",
      "(present >> (k + 1)) & 1"),
     ("the sum does not start", "continuous batching", "stage", "started = started | on", "started = on"),
-    ("the clamp loses NaN", "multistep", "stage", "tl.where(total < -bound, -bound, total))",
-     "tl.where(total > -bound, total, -bound))"),
+    ("the clamp loses NaN", "multistep", "stage", "tl.where(w < -bound, -bound, w))",
+     "tl.where(w > -bound, w, -bound))"),
+    ("an output is read before it is clamped", "multistep", "stage", "wide = wide + (_cut(w, coef, present,"
+     " ROW.outputs[i]),)", "wide = wide + (w,)"),
     ("float64 goes straight to 16 bits", "fp64 multistep", "stage", "primitive_bitwidth == 16",
      "primitive_bitwidth == 1"),
     ("the state is narrowed", "fp64 multistep", "stage", ".to(state),)", ".to(tl.float32),)"),
@@ -45,7 +47,8 @@ MUTANTS = [
     ("an approximate square root", "noise", "normal", "tl.sqrt_rn", "tl.sqrt"),
     ("lanes change places", "noise", "normal", "tl.join(lane_0, lane_2)", "tl.join(lane_2, lane_0)"),
     ("the sub-draw is forgotten", "noise", "normal", "(tl.load(draw + 3) | 0x1000000)", "(purpose * 0 + 0x1000000)"),
-    ("bounds and scales change places", "multistep", "structure", "clamp=program.clamp_at", "clamp=program.scale_at"),
+    ("bounds and scales change places", "multistep", "structure", "bound=program.bound_at(i)",
+     "bound=program.scale_at(i)"),
 ]  # fmt: skip
 
 
