@@ -25,13 +25,16 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff import ops
+from fastdiff.backends import reference
 from fastdiff.rows.row import NETWORK_PREFIX, Row
-from fastdiff.testing.rows import Case, random_case, run_on, same_bits
+from fastdiff.testing import gram
+from fastdiff.testing.rows import random_case, run_on, same_bits
 
 ROOT = Path(__file__).parents[1]
 OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 MOST_ELEMENTS = 4097
+GRAM_SIZES = tuple(size for size in gram.SIZES if size)
 ROWS = 24
 """So many rows go through the checkers: the first of the section ``bits``, which Triton has compiled by then."""
 CHURN = fastdiff.Churn(40.0)
@@ -149,16 +152,15 @@ def machine(gpu: Gpu) -> Lines:
 
 
 def bits(gpu: Gpu) -> Lines:
-    """Random rows against the reference, which runs on the CPU."""
+    """Random rows and grams against the reference, which runs on the CPU."""
     for name in usable(gpu):
-        cases, wrong, end = 0, None, time.monotonic() + gpu.cases_seconds
-        while wrong is None and time.monotonic() < end:
-            case = random_case(cases, max_elements=MOST_ELEMENTS)
-            got, expected = case.run(run_on(gpu.device, name)), case.run("reference")
-            wrong = next((case for key, value in expected.items() if not same_bits(got[key], value)), None)
-            cases += 1
-        text = f"the reference's bits on {cases} random rows" if wrong is None else f"other bits: {wrong.describe()}"
-        yield f"rows, {name}", OK if wrong is None else FAILED, text
+        for what, some in (("rows", some_row), ("grams", some_gram)):
+            cases, wrong, end = 0, None, time.monotonic() + gpu.cases_seconds
+            while wrong is None and time.monotonic() < end:
+                wrong = some(gpu.device, name, cases)
+                cases += 1
+            text = f"the reference's bits on {cases} random {what}" if wrong is None else f"other bits: {wrong}"
+            yield f"{what}, {name}", OK if wrong is None else FAILED, text
 
 
 def noise(gpu: Gpu) -> Lines:
@@ -235,6 +237,25 @@ def times(gpu: Gpu) -> Lines:
 def usable(gpu: Gpu) -> list[str]:
     """The backends of the device that can run here."""
     return [report.name for report in fastdiff.list_backends() if report.usable and report.name in gpu.backends]
+
+
+def some_row(device: torch.device, backend: str, seed: int) -> str | None:
+    """Run a random row; what it is if its bits are not the reference's."""
+    case = random_case(seed, max_elements=MOST_ELEMENTS)
+    got, expected = case.run(run_on(device, backend)), case.run("reference")
+    return None if agree(got, expected) else case.describe()
+
+
+def some_gram(device: torch.device, backend: str, seed: int) -> str | None:
+    """Run a random gram; what it is if its bits are not the reference's."""
+    case = gram.random_gram(seed, GRAM_SIZES)
+    got, expected = case.run(gram.run_on(device, backend)), case.run(reference.gram)
+    return None if agree(got, expected) else case.describe()
+
+
+def agree(got: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    """Whether all that must be written has the right bits."""
+    return all(same_bits(got[key], value) for key, value in expected.items())
 
 
 PLANS = [fastdiff.plan(steps=4, churn=CHURN, guidance=scale) for scale in (2.0, 3.5)]
@@ -388,18 +409,11 @@ def page(gpu: Gpu, lines: list[Line]) -> str:
 
 
 def run_rows(gpu: Gpu, count: int) -> int:
-    """A few rows and nothing else: what the sanitizers look at. Returns how many backends computed other bits."""
+    """A few rows, as many grams, and nothing else: what the sanitizers look at. Returns how many backends are wrong."""
     wrong = 0
     for name in usable(gpu):
-        cases: list[Case] = [random_case(seed, max_elements=MOST_ELEMENTS) for seed in range(count)]
-        right = all(
-            same_bits(value, expected)
-            for case in cases
-            for value, expected in zip(
-                case.run(run_on(gpu.device, name)).values(), case.run("reference").values(), strict=True
-            )
-        )
-        print(f"{name}: {count} rows, {'right' if right else 'WRONG'}")
+        right = not any(some(gpu.device, name, seed) for some in (some_row, some_gram) for seed in range(count))
+        print(f"{name}: {count} rows and grams, {'right' if right else 'WRONG'}")
         wrong += not right
     return wrong
 
@@ -409,7 +423,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretend", action="store_true", help="on the CPU, with the emulated CUDA backend")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu_day_one.md", help="where the page is written")
-    parser.add_argument("--rows", type=int, help="run so many random rows and nothing else")
+    parser.add_argument("--rows", type=int, help="run so many random rows and grams, and nothing else")
     options = parser.parse_args()
     if not options.pretend and not torch.cuda.is_available():
         build = (

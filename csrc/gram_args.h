@@ -1,4 +1,4 @@
-// What one call of the CUDA gram is given: docs/gram.md. Plain data, for the host and for a device.
+// What one call of a gram is given: docs/gram.md. Plain data, for the host and for a device.
 #pragma once
 
 #include "stage.h"
@@ -29,11 +29,11 @@ struct Step {
 // factors.
 struct GramProgram {
   uint8_t vectors, sums, steps, coefficients;
-  uint8_t terms[kMaxVectors];
+  uint16_t terms[kMaxVectors];
   uint8_t source[kMaxTerms];
   SumOf sum[kMaxSums];
   Step step[kMaxSteps];
-  uint8_t factors[kMaxCoefficients];
+  uint16_t factors[kMaxCoefficients];
   uint8_t scalar[kMaxFactors];
   int16_t tolerances, constants, affine;
 };

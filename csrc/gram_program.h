@@ -17,7 +17,7 @@ class GramProgramReader {
     p.vectors = (uint8_t)count(kMaxVectors);
     int terms = 0;
     for (int v = 0; v < p.vectors && !problem_; ++v) {
-      p.terms[v] = (uint8_t)count(kMaxTerms - terms < 255 ? kMaxTerms - terms : 255);
+      p.terms[v] = (uint16_t)count(kMaxTerms - terms);
       for (int i = 0; i < p.terms[v] && !problem_; ++i, ++terms) p.source[terms] = source(columns, draws);
     }
     p.sums = (uint8_t)count(kMaxSums);
@@ -41,7 +41,7 @@ class GramProgramReader {
     }
     p.coefficients = (uint8_t)count(kMaxCoefficients);
     for (int k = 0; k < p.coefficients && !problem_; ++k) {
-      p.factors[k] = (uint8_t)count(kMaxFactors - factors < 255 ? kMaxFactors - factors : 255);
+      p.factors[k] = (uint16_t)count(kMaxFactors - factors);
       for (int i = 0; i < p.factors[k] && !problem_; ++i)
         p.scalar[factors++] = (uint8_t)below(p.sums + p.steps);
     }

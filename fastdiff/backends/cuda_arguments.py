@@ -73,11 +73,11 @@ class _Step(ctypes.Structure):
 class _GramProgram(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_uint8) for name in ("vectors", "sums", "steps", "coefficients")),
-        ("terms", ctypes.c_uint8 * MAX_VECTORS),
+        ("terms", ctypes.c_uint16 * MAX_VECTORS),
         ("source", ctypes.c_uint8 * MAX_TERMS),
         ("sum", _Sum * MAX_SUMS),
         ("step", _Step * MAX_STEPS),
-        ("factors", ctypes.c_uint8 * MAX_COEFFICIENTS),
+        ("factors", ctypes.c_uint16 * MAX_COEFFICIENTS),
         ("scalar", ctypes.c_uint8 * MAX_FACTORS),
         *((name, ctypes.c_int16) for name in ("tolerances", "constants", "affine")),
     )
@@ -177,7 +177,7 @@ def gram_arguments(call: GramCall) -> tuple[GramArgs, Tensor | None]:
     """All of a gram's arguments, and the memory of its parts, which torch may give to others afterwards."""
     args, parts = GramArgs(), None
     args.program = _gram_program(call.program)
-    args.batch, args.numel, args.channels = _sizes(call.columns[0]) if call.columns else (call.scalars.shape[0], 0, 1)
+    args.batch, args.numel, args.channels = _sizes(call.columns[0])
     args.numbers, args.numbers_stride = _table(call.numbers)
     args.seeds, args.seeds_stride = _table(call.seeds)
     args.draws, args.draws_stride = _table(call.draws)

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdiff import ops
+from fastdiff.backends.registry import MakeGram, use_backend
 from fastdiff.rows.call import GramCall
 from fastdiff.rows.dtypes import NETWORK_TYPES
 from fastdiff.rows.gram import MAX_STEPS, MAX_SUMS, MAX_VECTORS, OPERATIONS, GramProgram, parse_gram
 from fastdiff.rows.layout import CHANNELS_LAST, ROW_MAJOR
 from fastdiff.rows.program import MAX_COEFFICIENTS
-from fastdiff.testing.rows import Placement, same_bits
+from fastdiff.testing.rows import Placement, moved_to, same_bits
 
 SIZES = (0, 1, 2, 3, 4, 5, 31, 33, 127, 129, 511, 512, 513, 1023, 4095, 4096, 4097, 8192, 12289)
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 6e4)
@@ -111,6 +113,22 @@ def random_gram(seed: int, sizes: tuple[int, ...] = SIZES) -> GramCase:
         state=(torch.float32, torch.float64)[rng.integers(2)] if coefficients else None,
         made=(sums + steps, coefficients),
     )
+
+
+def run_on(device: torch.device | str, backend: str) -> MakeGram:
+    """A backend's ``gram`` for tensors on the CPU, as ``fastdiff.testing.rows.run_on`` is for rows.
+
+    Args:
+        device: where the backend runs.
+        backend: its name.
+    """
+
+    def gram(call: GramCall) -> None:
+        with moved_to(device) as there, use_backend(backend):
+            tables = {name: there(getattr(call, name)) for name in ("scalars", "coef", "seeds", "draws")}
+            ops.gram([there(column) for column in call.columns], there(call.numbers), call.program, **tables)
+
+    return gram
 
 
 def _shape(rng: np.random.Generator, batch: int, size: int) -> tuple[tuple[int, ...], str]:

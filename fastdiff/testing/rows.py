@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -234,29 +234,34 @@ def run_on(device: torch.device | str, backend: str) -> Stage:
     """
 
     def stage(call: Call) -> None:
-        moved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-
-        def there(tensor: Tensor | None) -> Any:
-            if tensor is None:
-                return None
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in moved:
-                copy = torch.UntypedStorage(storage.nbytes(), device=device)
-                copy.copy_(storage)
-                moved[storage.data_ptr()] = storage, copy
-            empty = torch.empty(0, dtype=tensor.dtype, device=device)
-            _, copy = moved[storage.data_ptr()]
-            return empty.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
-
-        names = ("present", "seeds", "draws", "z")
-        tables = {name: there(getattr(call, name)) for name in names}
-        reads, stored = [there(column) for column in call.columns], [there(store) for store in call.stores]
-        with use_backend(backend):
+        with moved_to(device) as there, use_backend(backend):
+            tables = {name: there(getattr(call, name)) for name in ("present", "seeds", "draws", "z")}
+            reads, stored = [there(column) for column in call.columns], [there(store) for store in call.stores]
             ops.stage(reads, there(call.coef), call.program, stores=stored, **tables)
-        for storage, copy in moved.values():
-            storage.copy_(copy)
 
     return stage
+
+
+@contextmanager
+def moved_to(device: torch.device | str) -> Iterator[Callable[[Tensor | None], Any]]:
+    """A function that gives tensors on a device for those on the CPU; what was written there comes back in the end."""
+    moved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def there(tensor: Tensor | None) -> Any:
+        if tensor is None:
+            return None
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in moved:
+            copy = torch.UntypedStorage(storage.nbytes(), device=device)
+            copy.copy_(storage)
+            moved[storage.data_ptr()] = storage, copy
+        empty = torch.empty(0, dtype=tensor.dtype, device=device)
+        _, copy = moved[storage.data_ptr()]
+        return empty.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    yield there
+    for storage, copy in moved.values():
+        storage.copy_(copy)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -107,6 +107,7 @@ def registered(library: Library, name: str = "emulated-cuda") -> Iterator[None]:
         details=lambda: ", ".join(library.targets),
         stage=library.stage,
         fill_noise=library.fill_noise,
+        gram=library.gram,
         prepare=library.prepare,
     )
     with mock.patch.object(registry, "BACKENDS", (backend, *registry.BACKENDS)):

@@ -207,6 +207,10 @@ class _Noted:
 
         return noted
 
+    def gram(self, call) -> None:
+        call = call._replace(columns=list(call.columns))
+        self._noted(lambda: self._library.gram(call), [t for t in (call.scalars, call.coef) if t is not None])
+
     def _noted(self, launch, written) -> None:
         launch()
         if into := self._runtime.capturing:

@@ -50,8 +50,9 @@ def rows() -> str:
         lines.append(f"| {what[name]} | {count:,} | {test_night_rows.QUOTAS[name].rows:,} |")
     lines.append(f"| CUDA source under ASan and UBSan | {test_cuda_sanitized.MEMORY_CASES} | |")
     lines.append(f"| CUDA source under TSan | {test_cuda_sanitized.RACE_CASES} | |")
-    lines.append(f"| CUDA source, compiled by g++: grams | {test_cuda_gram.CASES} | |")
-    lines.append(f"| CUDA, nvcc's PTX executed: grams | {test_cuda_gram.PTX_CASES} | |")
+    grams = {"emulated-cuda": test_cuda_gram.CASES, "cuda-ptx": test_cuda_gram.PTX_CASES}
+    for name, count in grams.items():
+        lines.append(f"| {what[name]}: grams | {count} | {test_night_rows.QUOTAS[f'grams, {name}'].rows:,} |")
     return "\n".join(lines)
 
 

@@ -5,14 +5,16 @@ from functools import cache
 import pytest
 import torch
 from compiled import NVCC, TARGETS
-from emulated import ORDERS, EmulatedCuda
+from emulated import ORDERS, EmulatedCuda, registered
 from test_cuda_emulated import normals_of_blocks, sparse
 
+from fastdiff import ops
 from fastdiff.backends import cuda
 from fastdiff.backends.cuda_arguments import CHUNK, gram_arguments
 from fastdiff.backends.reference import gram, larger, tree_sum
+from fastdiff.backends.registry import use_backend
 from fastdiff.rows.call import GramCall
-from fastdiff.rows.gram import parse_gram
+from fastdiff.rows.gram import MAX_FACTORS, MAX_TERMS, parse_gram
 from fastdiff.testing.gram import random_gram
 from fastdiff.testing.rows import same_bits
 
@@ -56,6 +58,33 @@ def test_random_grams_have_the_bits_of_the_definition(library, block):
         agree(library.gram, case)
         several = case.columns[0][0][0].numel() > CHUNK
         assert library.launched().launches - before == 1 + several
+
+
+def test_the_op_takes_the_backend(library):
+    """Through the op's own checks, and the choice of a backend."""
+
+    def run(call):
+        tables = {"scalars": call.scalars, "coef": call.coef, "seeds": call.seeds, "draws": call.draws}
+        with registered(library), use_backend("emulated-cuda"):
+            ops.gram(call.columns, call.numbers, call.program, **tables)
+
+    before = library.launched().launches
+    for seed in range(16):
+        agree(run, random_gram(seed, (3, 130, 513)))
+    assert library.launched().launches - before == 16
+
+
+def test_as_many_terms_and_factors_as_there_may_be(library):
+    """In one vector, and in one coefficient."""
+    terms, factors = [0] * MAX_TERMS, [0] * MAX_FACTORS
+    program = parse_gram([1, 0, 1, MAX_TERMS, *terms, 1, 0, 0, 0, -1, 0, 1, MAX_FACTORS, *factors])
+    numbers = torch.linspace(-1, 2, program.numbers, dtype=torch.float64)[None]
+    made = []
+    for run in (library.gram, gram):
+        made.append(torch.empty(2, 1, dtype=torch.float64))
+        scalars = torch.empty(2, 1, dtype=torch.float64)
+        run(GramCall([torch.linspace(0, 1, 10).view(2, 5)], numbers, program, scalars, coef=made[-1]))
+    assert same_bits(*made)
 
 
 @pytest.mark.parametrize("seed", range(PTX_CASES))

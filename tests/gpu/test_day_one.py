@@ -107,25 +107,26 @@ def test_without_a_gpu_it_says_so(day_one, monkeypatch, capsys, built, reason):
     assert reason in said
 
 
-def stage_of_the_wrong_seed(library):
-    right = library.stage
-
-    def stage(call):
+def of_the_wrong_seed(right):
+    def run(call):
         right(call if call.seeds is None else call._replace(seeds=call.seeds + 1))
 
-    return stage
+    return run
 
 
-def test_other_rows_are_failed_lines_and_a_failed_command(day_one, monkeypatch, capsys):
+@pytest.mark.parametrize(("op", "place", "case"), [("stage", 0, "rows.random_case("), ("gram", 1, "gram.random_gram(")])
+def test_other_bits_are_failed_lines_and_a_failed_command(day_one, monkeypatch, capsys, op, place, case):
     library = EmulatedCuda()
-    monkeypatch.setattr(library, "stage", stage_of_the_wrong_seed(library))
+    monkeypatch.setattr(library, op, of_the_wrong_seed(getattr(library, op)))
     monkeypatch.setattr(day_one, "SECTIONS", (day_one.bits,))
     with recorded(library):
-        (line, _) = day_one.examine(day_one.PretendGpu())
+        *lines, _ = day_one.examine(day_one.PretendGpu())
+        line = lines.pop(place)
         assert (line.status, line.text[:11]) == (day_one.FAILED, "other bits:")
-        assert "fastdiff.testing.rows.random_case(" in line.text
+        assert f"fastdiff.testing.{case}" in line.text
+        assert [other.status for other in lines] == [day_one.OK]
         assert day_one.run_rows(day_one.PretendGpu(), 20) == 1
-    assert "emulated-cuda: 20 rows, WRONG" in capsys.readouterr().out
+    assert "emulated-cuda: 20 rows and grams, WRONG" in capsys.readouterr().out
 
 
 def test_checkers_that_are_missing_report_or_hang(day_one, monkeypatch):
@@ -158,7 +159,7 @@ def test_the_command_writes_its_page_and_fails_with_it(day_one, monkeypatch, tmp
     assert "| broken | something | FAILED | for a reason |" in page.read_text()
     monkeypatch.setattr(sys, "argv", ["day_one.py", "--pretend", "--rows", "3"])
     assert day_one.main() == 0
-    assert capsys.readouterr().out == "emulated-cuda: 3 rows, right\n"
+    assert capsys.readouterr().out == "emulated-cuda: 3 rows and grams, right\n"
 
 
 def test_what_only_a_gpu_runs_is_little(day_one):

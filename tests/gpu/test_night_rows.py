@@ -1,5 +1,6 @@
-"""A1 at night: as many random rows as there is time for, on every backend that runs here, against the reference.
+"""A1 at night: as many random rows and grams as there is time for, on every backend that runs here.
 
+The bits must be those of the reference.
 Each backend counts its rows in ``build/tests/night``, under a digest of the sources: what was interrupted goes on where
 it was, and what was changed begins anew. A row is made again from its number alone.
 """
@@ -15,6 +16,7 @@ import pytest
 from compiled import KEPT, NVCC, ROOT
 
 from fastdiff.backends import cpu, reference
+from fastdiff.testing.gram import SIZES, GramCase, random_gram
 from fastdiff.testing.rows import Case, random_case, same_bits
 
 pytestmark = pytest.mark.night
@@ -40,6 +42,11 @@ def case_of_a_kind(number: int) -> Case:
 
     kinds = list(KINDS.values())
     return make(kinds[number % len(kinds)], number)
+
+
+def some_gram(number: int) -> GramCase:
+    """Any gram of samples that have elements."""
+    return random_gram(number, tuple(size for size in SIZES if size))
 
 
 def turn(number: int, ways: int) -> int:
@@ -99,14 +106,35 @@ def run_interpreted(case, number):
         return case.run(triton.stage)
 
 
+def gram_on_cpu(case, number):
+    """On every instruction set in turn."""
+    host = cpu.host()
+    isas, before = host.isas(), host.isa()
+    host.set_isa(isas[turn(number, len(isas))])
+    try:
+        return case.run(cpu.gram)
+    finally:
+        host.set_isa(before)
+
+
+def gram_emulated(case, number):
+    """In every order in turn, but for threads of the system, which take their time."""
+    from emulated import ORDERS
+
+    library = emulated_cuda()
+    library.order(ORDERS[1 + turn(number, 3)], number)
+    return case.run(library.gram)
+
+
 @dataclass(frozen=True)
 class Quota:
-    """How many rows a backend owes, how one is made and run, and why that may be impossible here."""
+    """How many rows or grams a backend owes, how one is made and run, and why that may be impossible here."""
 
     rows: int
-    make: Callable[[int], Case]
+    make: Callable[[int], Case | GramCase]
     run: Callable
     missing: str | None
+    definition: Callable = reference.stage
 
 
 GCC = None if shutil.which("g++") else "g++ is not installed"
@@ -118,11 +146,17 @@ QUOTAS = {
     "cuda-ptx": Quota(20_000, some_case, lambda case, _: case.run(executed_cuda().stage), PTX),
     "triton-ptx": Quota(20_000, case_of_a_kind, run_triton, TRITON),
     "triton-interpreted": Quota(2_000, some_case, run_interpreted, TRITON),
+    "grams, cpu": Quota(20_000, some_gram, gram_on_cpu, cpu.unavailable(), reference.gram),
+    "grams, emulated-cuda": Quota(20_000, some_gram, gram_emulated, GCC, reference.gram),
+    "grams, cuda-ptx": Quota(2_000, some_gram, lambda case, _: case.run(executed_cuda().gram), PTX, reference.gram),
 }
 
 
 FOLDERS = ("csrc", "kernels", "fastdiff/backends", "tests/gpu/ptx", "tests/gpu/emulation")
-FILES = ("fastdiff/rows/program.py", "fastdiff/rows/row.py", "fastdiff/testing/rows.py", "tests/gpu/cases.py")
+FILES = (
+    *(f"fastdiff/{name}.py" for name in ("rows/program", "rows/row", "rows/gram", "testing/rows", "testing/gram")),
+    "tests/gpu/cases.py",
+)
 
 
 class Progress:
@@ -149,8 +183,8 @@ def test_random_rows_have_the_reference_bits(name):
     print(f"{name}: rows {progress.next} to {quota.rows - 1}")
     for number in range(progress.next, quota.rows):
         case = quota.make(number)
-        got, expected = quota.run(case, number), case.run(reference.stage)
+        got, expected = quota.run(case, number), case.run(quota.definition)
         for key, value in expected.items():
-            assert same_bits(got[key], value), f"row {number} on {name}: {key} of {case.describe()}"
+            assert same_bits(got[key], value), f"case {number} on {name}: {key} of {case.describe()}"
         if (number + 1) % SAVED_EVERY == 0:
             progress.save(number + 1)

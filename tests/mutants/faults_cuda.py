@@ -536,8 +536,8 @@ CUDA = (
     Mutant(
         "the constant is a draw",
         "fastdiff/backends/cuda_arguments.py",
-        "s - columns if s < columns + draws else MAX_DRAWS",
-        "s - columns",
+        "{one: MAX_COLUMNS + MAX_DRAWS}",
+        "{one: MAX_COLUMNS}",
         GRAMS,
     ),
     # What only the compiled code shows.
