@@ -462,7 +462,10 @@ def test_the_smallest_plan_is_two_rows() -> None:
         (lambda: Plan(()), "a plan needs at least one row"),
         (lambda: Plan((START, END), "bfloat16"), "dtype is 'bfloat16'; the state is one of float32, float64"),
         (lambda: Plan((END,)), "row 0 reads 'x', which no earlier row has stored"),
-        (lambda: Plan((START, END, END)), "row 1 of 3: all rows but the last feed the network or a call, and only they"),
+        (
+            lambda: Plan((START, END, END)),
+            "row 1 of 3: all rows but the last feed the network or a call, and only they",
+        ),
         (lambda: Plan((START,)), "row 0 of 1: all rows but the last feed the network"),
         (
             lambda: Plan((START, dataclasses.replace(END, columns=("x", "F_cond", "h1")))),

@@ -115,7 +115,7 @@ def _costs(compiled: Plan, sigma_data: float) -> dict[str, Cost]:
             for evaluation in run:
                 run.step(silence(evaluation.z, evaluation.c_noise))
         # The C++ loop runs its rows out of torch's sight, and counts them; the first one was run before.
-        unseen = 0 if run._loop is None else run._loop.index - 1
+        unseen = max(run.fused - 1, 0)
         return Cost((seen.launches + unseen) / len(run), seen.bytes / elements / len(run))
 
     fused = stepped()

@@ -131,7 +131,7 @@ def _deferred(name: str, device: str) -> Backend:
     )
 
 
-BACKENDS = (
+BACKENDS: tuple[Backend, ...] = (
     _deferred("cpu", "cpu"),
     replace(_deferred("cuda", "cuda"), prepare=lambda call: import_module("fastdiff.backends.cuda").prepare(call)),
     _deferred("triton", "cuda"),
@@ -169,6 +169,20 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+@contextmanager
+def registered(backend: Backend) -> Iterator[None]:
+    """Have a backend inside a ``with`` block, for the whole process: in place of that of its name, or before all."""
+    global BACKENDS
+    before = BACKENDS
+    others = any(known.name == backend.name for known in before)
+    BACKENDS = tuple(backend if known.name == backend.name else known for known in before)
+    BACKENDS = BACKENDS if others else (backend, *BACKENDS)
+    try:
+        yield
+    finally:
+        BACKENDS = before
 
 
 def forced_backend() -> str | None:

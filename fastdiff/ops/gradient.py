@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.rows.call import Call
-from fastdiff.rows.dtypes import NETWORK_TYPES
+from fastdiff.rows.dtypes import NETWORK_TYPES, channels_last
 from fastdiff.rows.layout import CHANNELS_LAST, EITHER, layout, samples_overlap
 from fastdiff.rows.program import MAX_COEFFICIENTS, MAX_OUTPUTS, Formula, Program
 
@@ -210,6 +210,5 @@ def _one(call: Call) -> Tensor:
 def _dense(gradient: Tensor, common: str) -> Tensor:
     if layout(gradient) in (common, EITHER) and not samples_overlap(gradient):
         return gradient
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats[gradient.dim()] if common == CHANNELS_LAST else torch.contiguous_format
+    wanted = channels_last(gradient.dim()) if common == CHANNELS_LAST else torch.contiguous_format
     return gradient.contiguous(memory_format=wanted)

@@ -19,7 +19,7 @@ from fastdiff.errors import BackendError
 from fastdiff.ops.gradient import arriving, column_gradients, dtype_codes
 from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.checks import check_fill_noise, check_functional, check_gram, check_layouts, check_stage
-from fastdiff.rows.dtypes import NETWORK_TYPES
+from fastdiff.rows.dtypes import NETWORK_TYPES, channels_last
 from fastdiff.rows.gram import GramProgram, parse_gram
 from fastdiff.rows.layout import CHANNELS_LAST
 from fastdiff.rows.program import MAX_OUTPUTS, Program, parse
@@ -268,8 +268,7 @@ def _fill_noise_fake(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
 
 def _empty(like: Tensor, layout: str, dtype: torch.dtype, copies: int = 1) -> Tensor:
     """A fresh tensor in a column's layout, with the batch repeated ``copies`` times."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats[like.dim()] if layout == CHANNELS_LAST else torch.contiguous_format
+    wanted = channels_last(like.dim()) if layout == CHANNELS_LAST else torch.contiguous_format
     shape = (copies * like.shape[0], *like.shape[1:])
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=wanted)
 

@@ -26,9 +26,10 @@ from fastdiff.errors import InputError
 from fastdiff.plans.plan import Plan
 from fastdiff.rows.row import NOISE_PREFIX
 from fastdiff.rows.seeds import normalise_seeds
+from fastdiff.runs.accepted import CallerNoise, check_noise, refuse_capture
 from fastdiff.runs.network import Branches, Network, in_chunks
 from fastdiff.runs.recording import RECORDERS
-from fastdiff.runs.run import CallerNoise, Run, check_noise, refuse_capture
+from fastdiff.runs.run import Run
 
 MOST_PER_NETWORK = 4
 """Recordings kept for one network, each with the memory of all its activations; the least recently used one goes."""

@@ -14,25 +14,29 @@ from torch import Tensor
 
 from fastdiff.backends import cpu
 from fastdiff.rows.layout import CHANNELS_LAST, layout
-from fastdiff.rows.row import NETWORK_PREFIX
+from fastdiff.rows.row import CALLED_PREFIX, NETWORK_PREFIX
 
 if TYPE_CHECKING:
     from fastdiff.plans.plan import Plan
-    from fastdiff.runs.tables import Table
 
 Buffer = tuple[int, int, str]
 """Address, batch stride in elements, dtype name."""
 
 
 def bind(
-    plan: Plan, tables: Sequence[Table], buffers: Mapping[str, Tensor], z: Tensor, seeds: Tensor, batch: int
+    plan: Plan,
+    tables: Sequence[tuple[Tensor, Tensor]],
+    buffers: Mapping[str, Tensor],
+    z: Tensor,
+    seeds: Tensor,
+    batch: int,
 ) -> Any:
     """A ``_host.Loop`` over all rows of a plan, or None where the host module is not there.
 
     Args:
         plan: with counter noise.
-        tables: coefficients ``[1, K]``, draws ``[1, N, 4]`` and program of each row; kept alive by the caller.
-        buffers: the run's state tensors ``[batch, ...]``.
+        tables: coefficients ``[1 or batch, K]`` and draws ``[1, N, 4]`` of each row; kept alive by the caller.
+        buffers: the run's state tensors ``[batch, ...]``, and those of the caller that rows read.
         z: network input with room for the largest number of copies.
         seeds: int64 ``[batch]``.
         batch: samples.
@@ -52,26 +56,22 @@ def bind(
     )
     held = {name: _buffer(tensor) for name, tensor in buffers.items()}
     network_input = _buffer(z)
-    branches: tuple[str, ...] = ()
-    for row, (coef, draws, program) in zip(plan.rows, tables, strict=True):
+    fresh: tuple[str, ...] = ()
+    for row, (coef, draws) in zip(plan.rows, tables, strict=True):
         loop.add_row(
-            program=program.integers,
-            coef=(coef.data_ptr(), 0),
+            program=row.program.integers,
+            coef=(coef.data_ptr(), 0 if coef.shape[0] == 1 else coef.stride(0)),
             draws=(draws.data_ptr(), 0),
-            sources=[_source(name, branches, held) for name in row.columns],
+            sources=[held[name] if name in held else fresh.index(name) for name in row.columns],
             stores=[None if o.store is None else held[o.store] for o in row.outputs],
             z=network_input if row.network is not None else None,
             copies=row.copies,
         )
-        branches = row.branches
+        fresh = tuple(NETWORK_PREFIX + branch for branch in row.branches)
+        fresh = fresh if row.call is None else (CALLED_PREFIX + row.call[0],)
     one = z[:batch]
     loop.expect(dtype=_name(z.dtype), shape=list(one.shape), strides=list(one.stride()))
     return loop
-
-
-def _source(name: str, branches: Sequence[str], held: Mapping[str, Buffer]) -> Buffer | int:
-    """A buffer, or which network branch."""
-    return held[name] if name in held else branches.index(name.removeprefix(NETWORK_PREFIX))
 
 
 def _buffer(tensor: Tensor) -> Buffer:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdiff.errors import InputError, NetworkError
 from fastdiff.maths.guidance import COND, UNCOND
-from fastdiff.rows.dtypes import NETWORK_TYPES
+from fastdiff.rows.dtypes import NETWORK_TYPES, memory_format_of
 
 Network = Callable[..., Tensor]
 Conditioning = Mapping[str, Any]
@@ -129,7 +129,7 @@ def in_chunks(net: Network, size: int) -> Network:
             outputs.append(output[: total - start] if isinstance(output, Tensor) else output)
         if not outputs or not all(isinstance(output, Tensor) for output in outputs):
             return outputs[0] if outputs else z.clone()
-        return torch.cat(outputs).contiguous(memory_format=_memory_format(z))
+        return torch.cat(outputs).contiguous(memory_format=memory_format_of(z))
 
     return chunked
 
@@ -166,6 +166,25 @@ def check_outputs(outputs: Sequence[Any], z: Tensor, branches: tuple[str, ...], 
             raise NetworkError(
                 f"the network returned {output.dtype}; float64, float32, bfloat16 and float16 are allowed"
             )
+
+
+def check_called(name: str, returned: Any, like: Tensor) -> None:
+    """Refuse what a caller's function returned unless it is a tensor as the state is.
+
+    Raises:
+        NetworkError: says what came back from which call, and what is expected.
+    """
+    if not isinstance(returned, Tensor):
+        raise NetworkError(f"the call {name!r} returned a {type(returned).__name__}; it must return a tensor")
+    if returned.shape != like.shape or returned.device != like.device:
+        raise NetworkError(
+            f"the call {name!r} returned shape {list(returned.shape)} on {returned.device}; it must return "
+            f"{list(like.shape)} on {like.device}"
+        )
+    if returned.dtype not in NETWORK_TYPES:
+        raise NetworkError(
+            f"the call {name!r} returned {returned.dtype}; float64, float32, bfloat16 and float16 are allowed"
+        )
 
 
 def _looks(value: Any) -> Any:
@@ -210,10 +229,3 @@ def _stack(parts: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
         else:
             raise InputError(f"cond[{name!r}] and uncond[{name!r}] must both be tensors with a batch dimension")
     return stacked
-
-
-def _memory_format(like: Tensor) -> torch.memory_format:
-    for dims, format_ in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if like.dim() == dims and not like.is_contiguous() and like.is_contiguous(memory_format=format_):
-            return format_
-    return torch.contiguous_format

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastdiff import ops
 from fastdiff.backends import registry
 from fastdiff.backends.registry import use_backend
-from fastdiff.errors import BackendError, InputError, NetworkError
+from fastdiff.errors import InputError, NetworkError
+from fastdiff.ops import schema as ops
 from fastdiff.plans.plan import Plan
-from fastdiff.rows.call import Call
+from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.dtypes import MEMORY_FORMATS, NETWORK_TYPES, STATE
-from fastdiff.rows.layout import layout
-from fastdiff.rows.row import NETWORK_PREFIX, NOISE_PREFIX, Row
+from fastdiff.rows.layout import layout, span
+from fastdiff.rows.row import CALLED_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Row
 from fastdiff.rows.seeds import normalise_seeds
-from fastdiff.runs import loop as hostloop
-from fastdiff.runs.network import check_outputs
-from fastdiff.runs.tables import Table, Tables
-
-CallerNoise = Callable[[int, int], Tensor]
+from fastdiff.runs import loop
+from fastdiff.runs.accepted import (
+    CallerFunction,
+    CallerNoise,
+    check_noise,
+    checked_calls,
+    checked_given,
+    checked_shape,
+    found_device,
+    refuse_capture,
+)
+from fastdiff.runs.network import check_called, check_outputs
+from fastdiff.runs.tables import Tables
 
 
 class Evaluation(NamedTuple):
@@ -59,6 +67,8 @@ class Run:
         network_dtype: dtype of z; the state type if None.
         memory_format: contiguous, channels_last or channels_last_3d; network outputs must have the same.
         noise: with a plan of caller's noise, a function of (row, draw) that returns a tensor of this shape.
+        given: tensors that the plan asks for by name, ``[B, ...]``; they are read at every step, and not kept.
+        calls: functions that the plan calls by name, on tensors ``[B, ...]`` that they may read until they return.
         differentiable: record gradients through every step; buffers are then new tensors each time.
 
     Raises:
@@ -76,6 +86,8 @@ class Run:
         network_dtype: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         noise: CallerNoise | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        calls: Mapping[str, CallerFunction] | None = None,
         differentiable: bool = False,
     ) -> None:
         self.plan, self.shape = plan, checked_shape(shape)
@@ -83,18 +95,21 @@ class Run:
         self.network_dtype = network_dtype or self.state
         self._noise, self._format, self._differentiable = noise, memory_format, differentiable
         self._check()
+        self._calls = checked_calls(calls, plan)
         self.seeds = normalise_seeds(seeds, self.shape[0], self.device)
-        told = torch.float64 if self.network_dtype is torch.float64 else torch.float32
-        self.tables = Tables(plan, self.device, told)
+        self.tables = Tables(plan, self.device, self.network_dtype)
         self._buffers = {name: self._empty(1, self.state) for name in plan.buffers}
-        self._z = self._empty(max(row.copies for row in plan.rows), self.network_dtype)
+        self._z = self._empty(max([1, *(row.copies for row in plan.rows)]), self.network_dtype)
+        self._given = checked_given(given, plan, self._empty(1, self.state) if plan.given else self._z)
         kind = layout(self._z) or "row-major"
-        self._backend = registry.choose(self.device.type, [self.state, self.network_dtype], kind)
+        types = {self.state, self.network_dtype, *(tensor.dtype for tensor in self._given.values())}
+        self._backend = registry.choose(self.device.type, list(types), kind)
+        self._grams = [self._bound_gram(row) for row in plan.rows]
         self.evaluations = self._evaluations()
         self._finished = False
         self._loop = self._bind()
         self._launches = self._bound_launches() if self._loop is None else []
-        self._own = [_span(tensor) for tensor in (self._z, *self._buffers.values())] if self._launches else []
+        self._own = [span(tensor) for tensor in (self._z, *self._buffers.values())] if self._launches else []
         self.restart()
 
     def _check(self) -> None:
@@ -105,26 +120,34 @@ class Run:
             raise InputError(f"network_dtype is {self.network_dtype}; use float64, float32, bfloat16 or float16")
         if self.network_dtype is torch.float64 and self.state is torch.float32:
             raise InputError("network_dtype is float64 and the plan's state float32; compile it with dtype='float64'")
+        if self._differentiable and any(row.gram is not None for row in self.plan.rows):
+            raise InputError(
+                "differentiable=True was asked for, and the plan has coefficients that depend on the state by a gram, "
+                "through which no gradient flows; leave it out, or use a solver and guidance without inner products"
+            )
         check_noise(self.plan, self._noise)
         refuse_capture(self.device)
 
-    def _bind(self) -> Any:
-        """The C++ loop, where it serves this run."""
-        if self._backend.name != "cpu" or not self._keeps_tensors():
-            return None
-        return hostloop.bind(self.plan, self.tables.rows, self._buffers, self._z, self.seeds, self.shape[0])
-
-    def _keeps_tensors(self) -> bool:
-        """Whether all steps work on the same plain tensors, network outputs apart."""
-        plain = type(self._z) is Tensor and self._z.numel() > 0 and not torch.compiler.is_compiling()
-        return plain and not self._differentiable and self._noise is None
+    # Memory ----------------------------------------------------------------------------------------------------
 
     def _empty(self, copies: int, dtype: torch.dtype) -> Tensor:
         shape = (copies * self.shape[0], *self.shape[1:])
         return torch.empty(shape, dtype=dtype, device=self.device, memory_format=self._format)
 
+    def _bound_gram(self, row: Row) -> tuple[Tensor, Tensor] | None:
+        """The scalars and coefficients that a row's gram makes; None for a row whose coefficients are fixed."""
+        if row.gram_program is None:
+            return None
+        scalars = torch.empty((self.shape[0], row.gram_program.scalars), dtype=torch.float64, device=self.device)
+        coef = torch.empty((self.shape[0], len(row.coefficients)), dtype=self.state, device=self.device)
+        return scalars, coef
+
+    def _coef(self, k: int) -> Tensor:
+        gram = self._grams[k]
+        return self.tables.rows[k].coef if gram is None else gram[1]
+
     def _evaluations(self) -> list[Evaluation]:
-        rows = self.plan.rows[:-1]
+        rows = [row for row in self.plan.rows if row.network is not None]
         sizes = {row.copies: row.copies * self.shape[0] for row in rows}
         z = {copies: self._z[:size] for copies, size in sizes.items()}
         c_noise = {copies: self.tables.c_noise(size) for copies, size in sizes.items()}
@@ -132,26 +155,58 @@ class Run:
             Evaluation(k, z[row.copies], c_noise[row.copies][k], row.sigma, row.branches) for k, row in enumerate(rows)
         ]
 
-    def _bound_launches(self) -> list[tuple[registry.Prepared, list[int]]]:
-        """The launch of every row, and the branches whose outputs it takes; none where each step makes new tensors."""
-        if not self._keeps_tensors():
-            return []
-        launches, branches = [], ()
-        for row, (coef, draws, program) in zip(self.plan.rows, self.tables.rows, strict=True):
-            columns = [self._buffers.get(name) for name in row.columns]
-            network = [name for name, column in zip(row.columns, columns, strict=True) if column is None]
-            chosen = [branches.index(name.removeprefix(NETWORK_PREFIX)) for name in network]
-            stores, z = self._outputs(row)
-            call = Call(columns, coef, program, self.seeds, draws, None, stores, z)
-            launch = self._backend.prepared(call)
-            launches.append((launch, chosen))
-            branches = row.branches
-        return launches
-
     def _outputs(self, row: Row) -> tuple[list[Tensor | None], Tensor | None]:
         """Where a row stores its outputs, and its network input."""
         stores = [None if o.store is None else self._buffers[o.store] for o in row.outputs]
         return stores, None if row.network is None else self._z[: row.copies * self.shape[0]]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All memory that the launches read and write, network outputs apart."""
+        made = [tensor for gram in self._grams if gram is not None for tensor in gram]
+        return [self.seeds, self._z, *self._buffers.values(), *self._given.values(), *made, *self.tables.tensors]
+
+    @property
+    def denoised(self) -> Tensor | None:
+        """D of the last evaluation that gave one, for plans compiled with ``denoised=True``; borrowed."""
+        return self._buffers.get("denoised")
+
+    @property
+    def fused(self) -> int:
+        """How many rows were run by the loop in C++, which makes its launches without torch seeing them."""
+        return 0 if self._loop is None else self._loop.index
+
+    # Launches bound beforehand ---------------------------------------------------------------------------------
+
+    def _keeps_tensors(self) -> bool:
+        """Whether all steps work on the same plain tensors, network outputs apart."""
+        plain = type(self._z) is Tensor and self._z.numel() > 0 and not torch.compiler.is_compiling()
+        return plain and not self._differentiable and self._noise is None
+
+    def _bind(self) -> Any:
+        """The loop in C++, where it serves this run."""
+        if self._backend.name != "cpu" or not self._keeps_tensors():
+            return None
+        tables = [(self._coef(k), table.draws) for k, table in enumerate(self.tables.rows)]
+        held = self._buffers | self._given
+        return loop.bind(self.plan, tables, held, self._z, self.seeds, self.shape[0])
+
+    def _bound_launches(self) -> list[tuple[registry.Prepared, list[int]]]:
+        """The launch of every row, and the branches whose outputs it takes; none where each step makes new tensors."""
+        if not self._keeps_tensors():
+            return []
+        launches, fresh = [], ()
+        held = self._buffers | self._given
+        for k, (row, table) in enumerate(zip(self.plan.rows, self.tables.rows, strict=True)):
+            columns = [held.get(name) for name in row.columns]
+            chosen = [fresh.index(name) for name in row.columns if name not in held]
+            stores, z = self._outputs(row)
+            call = Call(columns, self._coef(k), row.program, self.seeds, table.draws, None, stores, z)  # type: ignore[arg-type]
+            launches.append((self._backend.prepared(call), chosen))
+            fresh = _fresh(row)
+        return launches
+
+    # Position --------------------------------------------------------------------------------------------------
 
     def restart(self) -> None:
         """Go back to the first evaluation, in the same buffers: one launch, which draws the first noise.
@@ -161,14 +216,10 @@ class Run:
         """
         if self._finished:
             raise NetworkError("restart() needs the buffer that finish() gave away; use finish(copy=True)")
-        self.index = -1
+        self.index, self._next = 0, 0
         if self._loop is not None:
-            self._loop.start()
-            self.index = 0
-        elif self._launches:
-            self._launch_bound(())
-        else:
-            self._launch(())
+            self._loop.index = 0
+        self._advance((), checked=True)
 
     def __iter__(self) -> Iterator[Evaluation]:
         """The evaluations still to be made, one ``step`` after each."""
@@ -181,16 +232,6 @@ class Run:
     def __len__(self) -> int:
         return len(self.evaluations)
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All memory that the launches read and write, network outputs apart."""
-        return [self.seeds, self._z, *self._buffers.values(), *self.tables.tensors]
-
-    @property
-    def denoised(self) -> Tensor | None:
-        """D of the last evaluation that gave one, for plans compiled with ``denoised=True``; borrowed."""
-        return self._buffers.get("denoised")
-
     def step(self, *outputs: Tensor) -> None:
         """Take the network outputs of the current evaluation and make the next network input: one launch.
 
@@ -202,81 +243,121 @@ class Run:
             NetworkError: an output is not a tensor of the promised shape, dtype, device and layout. Nothing has
                 been written: the step can be repeated.
         """
-        if self._loop is not None and not _record_gradients(outputs) and self._loop.step(*outputs):
-            self.index += 1
-            return
         if self.index >= len(self.evaluations):
             raise NetworkError(f"all {len(self.evaluations)} evaluations were made; call finish()")
-        evaluation = self.evaluations[self.index]
-        if self._launches and self._is_expected(outputs, evaluation):
-            self._launch_bound(self._split(outputs, evaluation))
-            return
-        check_outputs(outputs, evaluation.z, evaluation.branches, self.shape[0])
-        self._launch(self._split(outputs, evaluation))
+        self._advance(outputs)
+        self.index += 1
 
-    def _is_expected(self, outputs: Sequence[Tensor], evaluation: Evaluation) -> bool:
+    def _advance(self, outputs: Sequence[Tensor], checked: bool = False) -> None:
+        """Run the next row on what the network returned, and those that follow calls of the caller's functions."""
+        self._launch(outputs, checked)
+        while (call := self.plan.rows[self._next - 1].call) is not None:
+            name, arguments = call
+            returned = self._calls[name](*(self._buffers[argument] for argument in arguments))
+            check_called(name, returned, self._buffers[arguments[0]] if arguments else self._z[: self.shape[0]])
+            self._launch((returned,), checked=True)
+
+    def _launch(self, outputs: Sequence[Tensor], checked: bool = False) -> None:
+        """Run the next row, by the fastest way that takes these outputs."""
+        gram = self._grams[self._next]
+        if gram is None and self._loop is not None and not _record_gradients(outputs) and self._run_loop(outputs):
+            self._next += 1
+            return
+        expected = bool(self._launches) and self._is_expected(outputs)
+        if not (checked or expected):
+            evaluation = self.evaluations[self.index]
+            check_outputs(outputs, evaluation.z, evaluation.branches, self.shape[0])
+        split = self._split(outputs)
+        if gram is not None:
+            self._make_coefficients(split, *gram)
+        if expected:
+            launch, chosen = self._launches[self._next]
+            launch([split[branch] for branch in chosen])
+        elif gram is None or self._loop is None or _record_gradients(outputs) or not self._loop.step(*outputs):
+            self._launch_checked(split)
+        self._next += 1
+        if self._loop is not None:
+            self._loop.index = self._next
+
+    def _run_loop(self, outputs: Sequence[Tensor]) -> bool:
+        """Run the next row in C++; False, and nothing done, where it does not take these outputs."""
+        if self._next:
+            return self._loop.step(*outputs)
+        self._loop.start()
+        return True
+
+    def _is_expected(self, outputs: Sequence[Tensor]) -> bool:
         """Whether the outputs are what z is, in memory of their own: then a launch has nothing left to check."""
-        z = evaluation.z
-        if len(outputs) * (len(z) // self.shape[0]) != len(evaluation.branches):
-            return False
-        if torch.compiler.is_compiling() or _record_gradients(outputs):
+        fresh = self._fresh()
+        if not fresh:
+            return not outputs
+        like = self._z if self.plan.rows[self._next - 1].network is not None else next(iter(self._buffers.values()))
+        per_output = len(fresh) // max(len(outputs), 1) * self.shape[0]
+        if len(outputs) not in (1, len(fresh)) or torch.compiler.is_compiling() or _record_gradients(outputs):
             return False
         for output in outputs:
-            if type(output) is not Tensor or output.layout is not torch.strided or output.dtype is not z.dtype:
+            if type(output) is not Tensor or output.layout is not torch.strided or output.dtype is not like.dtype:
                 return False
-            if output.shape != z.shape or output.device != z.device:
+            if output.shape[0] != per_output or output.shape[1:] != like.shape[1:] or output.device != like.device:
                 return False
             if not output.is_contiguous(memory_format=self._format):
                 return False
-            start, end = _span(output)
+            start, end = span(output)
             if any(start < other_end and other_start < end for other_start, other_end in self._own):
                 return False
         return True
 
-    def _split(self, outputs: Sequence[Tensor], evaluation: Evaluation) -> Sequence[Tensor]:
+    def _fresh(self) -> tuple[str, ...]:
+        """The columns that what happened since the last launch gives to the next row."""
+        return _fresh(self.plan.rows[self._next - 1]) if self._next else ()
+
+    def _split(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """One tensor for each branch."""
-        batch, branches = self.shape[0], len(evaluation.branches)
+        batch, branches = self.shape[0], len(self._fresh())
         if len(outputs) == branches:
             return outputs
         return [outputs[0][b * batch : (b + 1) * batch] for b in range(branches)]
 
-    def _launch_bound(self, outputs: Sequence[Tensor]) -> None:
-        """Run the next row on network outputs that are as expected: nothing is left to check."""
-        launch, branches = self._launches[self.index + 1]
-        launch([outputs[branch] for branch in branches])
-        self.index += 1
-
-    def _launch(self, outputs: Sequence[Tensor]) -> None:
-        """Run the next row on these network outputs, one for each branch of the evaluation just made; check all."""
-        at = self.index + 1
-        row, (coef, draws, program) = self.plan.rows[at], self.tables.rows[at]
-        named = dict(self._buffers)
-        if outputs:
-            named |= {f"{NETWORK_PREFIX}{b}": f for b, f in zip(self.plan.rows[at - 1].branches, outputs, strict=True)}
+    def _columns(self, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the next row can read."""
+        named = self._buffers | self._given | dict(zip(self._fresh(), outputs, strict=True))
         if self._noise is not None:
+            row = self.plan.rows[self._next]
             names = (name for name in row.columns if name.startswith(NOISE_PREFIX))
-            named |= {name: self._noise(at, j) for j, name in enumerate(names)}
+            named |= {name: self._noise(self._next, j) for j, name in enumerate(names)}
+        return named
+
+    def _make_coefficients(self, outputs: Sequence[Tensor], scalars: Tensor, coef: Tensor) -> None:
+        """Run the gram of the next row."""
+        row, table = self.plan.rows[self._next], self.tables.rows[self._next]
+        named = self._columns(outputs)
+        columns, draws = [named[name] for name in row.columns], table.draws if row.draws else None
+        assert row.gram_program is not None
+        assert self._backend.gram is not None
+        self._backend.gram(GramCall(columns, table.numbers, row.gram_program, scalars, self.seeds, draws, coef))
+
+    def _launch_checked(self, outputs: Sequence[Tensor]) -> None:
+        """Run the next row by the op, which checks everything."""
+        row, table = self.plan.rows[self._next], self.tables.rows[self._next]
+        named = self._columns(outputs)
         columns = [named[name] for name in row.columns]
         if self._differentiable and columns:
-            self._record(row, columns, self.tables.rows[at])
-        else:
-            stores, z = self._outputs(row)
-            with use_backend(self._backend.name):
-                ops.stage(columns, coef, program, seeds=self.seeds, draws=draws, stores=stores, z=z)
-        self.index = at
-        if self._loop is not None:
-            self._loop.index = at + 1
+            self._record(row, columns, self._next)
+            return
+        stores, z = self._outputs(row)
+        tables = {"seeds": self.seeds, "draws": table.draws}
+        with use_backend(self._backend.name):
+            ops.stage(columns, self._coef(self._next), row.program, **tables, stores=stores, z=z)
 
-    def _record(self, row: Row, columns: list[Tensor], table: Table) -> None:
+    def _record(self, row: Row, columns: list[Tensor], k: int) -> None:
         """Run a row out of place, so that autograd can follow."""
-        coef, draws, program = table
         stored = [i for i, output in enumerate(row.outputs) if output.store is not None]
         made = ops.stage_functional(
             columns,
-            coef,
-            program,
+            self._coef(k),
+            row.program,
             seeds=self.seeds,
-            draws=draws,
+            draws=self.tables.rows[k].draws,
             outputs=stored,
             z_dtype=self.network_dtype if row.network is not None else None,
             copies=row.copies,
@@ -305,49 +386,11 @@ class Run:
         return self._buffers.pop(self.plan.result)
 
 
-def checked_shape(shape: Sequence[int]) -> torch.Size:
-    """The shape of a batch; raises ``InputError`` unless it is one."""
-    if len(shape) == 0 or min(shape) < 0:
-        raise InputError(f"shape is {tuple(shape)}; it must be [batch, ...] without negative sizes")
-    return torch.Size(shape)
-
-
-def check_noise(plan: Plan, noise: CallerNoise | None) -> None:
-    """Raises ``InputError`` unless a caller's noise is given for a plan of it, and for no other."""
-    if plan.caller_noise != (noise is not None):
-        given = "was given" if noise is not None else "is missing"
-        made = "'caller'" if plan.caller_noise else "'counter'"
-        raise InputError(f"noise {given}, and the plan was compiled with noise={made}; the two go together")
-
-
-def refuse_capture(device: torch.device) -> None:
-    """Raises ``InputError`` while the device's current stream is being captured."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return
-    with torch.cuda.device(device):
-        if torch.cuda.is_current_stream_capturing():
-            raise InputError(
-                "the current stream is being captured, and to set up a sampling numbers are copied to the device, "
-                "which a capture forbids; make the Run before the capture, or call sample() outside it"
-            )
-
-
-def found_device(device: torch.device | str) -> torch.device:
-    """A device with its index; raises ``BackendError`` where torch cannot use it."""
-    try:
-        return torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError, ImportError) as error:
-        reason = str(error).partition(". ")[0]
-        raise BackendError(
-            f"torch cannot use the device {str(device)!r} here ({reason}); install a build of torch for it, or use "
-            "device='cpu'"
-        ) from None
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """First byte, and the one after the last, of a dense tensor."""
-    start = tensor.data_ptr()
-    return start, start + tensor.numel() * tensor.element_size()
+def _fresh(row: Row) -> tuple[str, ...]:
+    """The columns that what follows a row gives to the next one."""
+    if row.call is not None:
+        return (CALLED_PREFIX + row.call[0],)
+    return tuple(NETWORK_PREFIX + branch for branch in row.branches)
 
 
 def _record_gradients(outputs: Sequence[Tensor]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from fastdiff.errors import InputError
 from fastdiff.plans.plan import Plan
+from fastdiff.runs.accepted import CallerFunction, CallerNoise, checked_shape, found_device
 from fastdiff.runs.graph import Settings, sample_by_graph
 from fastdiff.runs.network import Branches, Conditioning, Network, in_chunks
-from fastdiff.runs.run import CallerNoise, Evaluation, Run, checked_shape, found_device
+from fastdiff.runs.run import Evaluation, Run
 
 
 def sample(
@@ -28,6 +29,8 @@ def sample(
     memory_format: torch.memory_format = torch.contiguous_format,
     network_batch: int | None = None,
     noise: CallerNoise | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    calls: Mapping[str, CallerFunction] | None = None,
     callback: Callable[[Run, Evaluation], None] | None = None,
     progress: bool = False,
     differentiable: bool = False,
@@ -50,6 +53,8 @@ def sample(
         network_batch: evaluate the network on exactly this many samples a call, so that results do not depend on
             how many samples are drawn together (1 is exact for every network).
         noise: with a plan of caller's noise, a function of (row, draw) that returns a tensor of this shape.
+        given: tensors that the plan asks for by name (``trace.given``), ``[B, ...]``.
+        calls: functions that the plan calls by name (``trace.call``), on tensors ``[B, ...]``.
         callback: called after every step with the run and the evaluation just made.
         progress: show a progress bar.
         differentiable: record gradients, to the network's parameters and conditioning.
@@ -65,9 +70,11 @@ def sample(
     """
     batch = checked_shape(shape)[0]
     with torch.set_grad_enabled(differentiable):
-        conditioning = Branches(cond, uncond, batch, plan.batched, [row.branches for row in plan.rows[:-1]])
+        evaluated = [row.branches for row in plan.rows if row.network is not None]
+        conditioning = Branches(cond, uncond, batch, plan.batched, evaluated)
         if cuda_graph:
-            _refuse_on_host(callback=callback is not None, progress=progress, differentiable=differentiable)
+            asked = {"given": given is not None, "calls": calls is not None, "callback": callback is not None}
+            _refuse_on_host(**asked, progress=progress, differentiable=differentiable)
             settings = Settings(tuple(shape), found_device(device), network_dtype, memory_format, network_batch)
             return sample_by_graph(net, plan, settings, seeds, conditioning, noise)
         call = net if network_batch is None else in_chunks(net, network_batch)
@@ -79,6 +86,8 @@ def sample(
             network_dtype=network_dtype,
             memory_format=memory_format,
             noise=noise,
+            given=given,
+            calls=calls,
             differentiable=differentiable,
         )
         for evaluation in tqdm(run, desc="sampling", unit="eval", disable=not progress):
