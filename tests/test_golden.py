@@ -13,8 +13,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 
-from regenerate import FOLDER, PLANS
+from regenerate import FIRST, FOLDER, PLANS
 
+from fastdiff.errors import PlanError
 from fastdiff.plans.plan import Plan
 
 
@@ -29,8 +30,23 @@ def test_a_plan_is_still_its_golden_one(name: str) -> None:
     assert Plan.from_json(golden).sha256 == compiled.sha256
 
 
+@pytest.mark.parametrize("name", FIRST)
+def test_a_plan_of_the_first_format_is_still_what_is_compiled(name: str) -> None:
+    """Files of format 1, written by the first version: read, and coefficient for coefficient the same."""
+    read, compiled = Plan.from_json((FOLDER / "format1" / f"{name}.json").read_text(encoding="utf-8")), FIRST[name]()
+    assert read.rows == compiled.rows
+    assert (read.dtype, read.batched, read.caller_noise) == (compiled.dtype, compiled.batched, compiled.caller_noise)
+
+
+def test_a_changed_file_of_the_first_format_is_refused() -> None:
+    text = (FOLDER / "format1" / "heun.json").read_text(encoding="utf-8")
+    with pytest.raises(PlanError, match="the file was changed"):
+        Plan.from_json(text.replace("0x1.4", "0x1.5", 1))
+
+
 def test_every_golden_file_is_tested() -> None:
     assert {path.stem for path in FOLDER.glob("*.json")} == set(PLANS)
+    assert {path.stem for path in (FOLDER / "format1").glob("*.json")} == set(FIRST)
 
 
 def digests(**environment: str) -> dict[str, str]:

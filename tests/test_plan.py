@@ -43,7 +43,8 @@ def made(*names: str, **settings: Any) -> Plan:
     try:
         return plan(*names, **settings)
     except PlanError as error:
-        assert "leave clip out" in str(error)
+        if "leave clip out" not in str(error):
+            raise
         return plan(*names, **settings | {"clip": None})
 
 

@@ -45,9 +45,12 @@ def _weights(times: Sequence[Real], start: Real, end: Real) -> Iterator[Real]:
         yield sum(c * (end - start) ** (k + 1) / (k + 1) for k, c in enumerate(powers))
 
 
-@solver("unipc", order=2, source="Zhao et al. 2023, UniPC-2 with B_2(h), data prediction")
+@solver("unipc", order=3, source="Zhao et al. 2023, UniPC-2 with B_2(h), data prediction")
 def unipc(trace, x, now, then, memory):
-    """A step of ``_unipc``; when D at its end is known the same step is taken again with it, as a corrector."""
+    """A step of ``_unipc``; when D at its end is known the same step is taken again with it, as a corrector.
+
+    The predictor is second order; the corrector, which asks for nothing more, makes the method third order.
+    """
     D, past = trace.denoise(x, now), []
     if memory:
         x, before, D_before, earlier = memory

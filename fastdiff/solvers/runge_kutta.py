@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.point import Point
-from fastdiff.maths.real import mp, positive
+from fastdiff.maths.real import Real, mp, positive
 from fastdiff.solvers.solver import SOLVERS, Solver, solver
 
 SOURCE = "Karras et al. 2022, algorithms 2 and 3"
@@ -26,7 +26,7 @@ def heun(trace, x, now, then, memory, *, alpha=1.0):
     The two-stage second-order family: alpha = 1 is Heun, 1/2 the midpoint method, 2/3 Ralston's.
     """
     x, now = trace.churn(x, now)
-    a, h, d = positive(alpha, "alpha"), then.t - now.t, trace.slope(x, now)
+    a, h, d = _alpha(alpha), then.t - now.t, trace.slope(x, now)
     # Not t + h: that sum would lose the digits of a small t_next.
     middle = then if a == 1 else Point(now.path, now.t + a * h)
     if middle.sigma == 0:
@@ -41,10 +41,15 @@ def second_order(alpha: float = 1.0) -> Solver:
     Raises:
         PlanError: alpha does not lie in (0, 1].
     """
-    if positive(alpha, "alpha") > 1:
-        raise PlanError(f"alpha is {alpha}; it must lie in (0, 1], or the second evaluation would overshoot")
+    _alpha(alpha)
     names = {1.0: "heun", 0.5: "midpoint", float(mp.mpf(2) / 3): "ralston"}
     return replace(heun(alpha=alpha), name=names.get(float(alpha), f"second_order({alpha})"))
+
+
+def _alpha(alpha: float) -> Real:
+    if positive(alpha, "alpha") > 1:
+        raise PlanError(f"alpha is {alpha}; it must lie in (0, 1], or the second evaluation would overshoot")
+    return positive(alpha, "alpha")
 
 
 midpoint = SOLVERS.add("midpoint", second_order(0.5))

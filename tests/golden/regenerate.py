@@ -1,7 +1,7 @@
 """Write the golden plans again: ``python tests/golden/regenerate.py``; with ``--print`` only show their digests.
 
 Do this when a change is meant to alter bits, look at the difference in version control, and say so under *Numerics* in
-the change log.
+the change log. The plans in ``format1`` were written by the first version and stay as they are; ``FIRST`` makes them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from functools import partial
 from pathlib import Path
 
 from fastdiff.maths.churn import Churn
-from fastdiff.maths.guidance import Guidance
+from fastdiff.maths.guidance import Guidance, RescaledGuidance
 from fastdiff.maths.schedule import Schedule, edm_levels, vp_path
 from fastdiff.plans.compose import plan
 from fastdiff.plans.plan import Plan
+from fastdiff.solvers.solver import SOLVERS, Solver
 
 FOLDER = Path(__file__).parent
 EDM_CHURN = Churn(40.0, 0.05, 50.0, 1.003)
+MIXED = Schedule(edm_levels(0.01, 50.0, 5.0), vp_path(), "edm on vp")
 
-PLANS: dict[str, Callable[[], Plan]] = {
+FIRST: dict[str, Callable[[], Plan]] = {
     "heun": partial(plan, steps=4),
     "heun-float64": partial(plan, steps=4, dtype="float64"),
     "heun-churn-guided": partial(plan, steps=4, guidance=2.0, churn=EDM_CHURN),
@@ -32,14 +34,36 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "euler-vp": partial(plan, "vp", "vp", "euler", steps=3),
     "euler-ve-caller-noise": partial(plan, "ve", "ve", "euler", steps=3, churn=EDM_CHURN, noise="caller"),
     "midpoint-flow": partial(plan, "edm", "flow", "midpoint", steps=3),
-    "ralston-score-on-mixed-schedule": partial(
-        plan, Schedule(edm_levels(0.01, 50.0, 5.0), vp_path(), "edm on vp"), "score", "ralston", steps=3
-    ),
+    "ralston-score-on-mixed-schedule": partial(plan, MIXED, "score", "ralston", steps=3),
     "euler-x0-given-sigmas": partial(plan, [14.6, 2.5, 0.3, 0.0], "x0", "euler"),
 }
 
 
+def _masked(trace, x, now, then, memory):
+    """A step that asks for everything a caller may give."""
+    D = trace.denoise(x, now)
+    x = (D + (x / now.s - D) * (then.sigma / now.sigma)) * then.s
+    return x + trace.call("mask", x, trace.given("known")), None
+
+
+PLANS: dict[str, Callable[[], Plan]] = {
+    "euler-ancestral": partial(plan, solver="euler_ancestral", steps=4),
+    "ddpm-vp-epsilon": partial(plan, "vp", "epsilon", "ddpm", steps=4),
+    "ddim": partial(plan, "vp", "epsilon", "ddim", steps=4),
+    "ddim-eta": partial(plan, "vp", "epsilon", SOLVERS["ddim"](eta=0.5), steps=4),
+    "dpmpp-2m": partial(plan, solver="dpmpp_2m", steps=5, guidance=2.0),
+    "lms": partial(plan, solver="lms", steps=6),
+    "unipc": partial(plan, solver="unipc", steps=5),
+    "reverse-sde": partial(plan, "vp", "score", "reverse_sde", steps=4),
+    "predictor-corrector": partial(plan, solver="predictor_corrector", steps=3),
+    "heun-rescaled": partial(plan, steps=3, guidance=RescaledGuidance(3.0)),
+    "unipc-visible": partial(plan, solver="unipc", steps=4, visible=True, dtype="float64"),
+    "given-and-call": partial(plan, solver=Solver("masked", 1, "these tests", _masked), steps=3),
+}
+
+
 def main() -> None:
+    """Write, or show, every golden plan of today's format."""
     for name, make in PLANS.items():
         compiled = make()
         print(f"{compiled.sha256}  {name}")
