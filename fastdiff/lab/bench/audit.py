@@ -15,7 +15,7 @@ are audited as people take (18, of which the last one differs), because some lib
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from fastdiff.backends import registry
 from fastdiff.backends.registry import Backend, Prepared
 from fastdiff.lab.bench.contestant import Contestant, Job, Rows
 from fastdiff.lab.bench.workload import FREE, Model, Workload, first_noise, free_network, sample_shape
+from fastdiff.rows.call import Call
 
 _audited: dict[tuple[str, Workload], Costs] = {}
 WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2")
@@ -160,28 +161,25 @@ def _dispatched(start: Callable[[Model], Job], workload: Workload) -> tuple[floa
 @contextmanager
 def _watched(counter: Counter) -> Iterator[Counter]:
     """Inside, every launch of a backend that passes no dispatcher is counted."""
-    before = registry.BACKENDS
-    registry.BACKENDS = tuple(b if b.name in SEEN else _counted(b, counter) for b in before)
-    try:
+    with ExitStack() as entered:
+        for backend in registry.BACKENDS:
+            if backend.name not in SEEN:
+                entered.enter_context(registry.registered(_counted(backend, counter)))
         yield counter
-    finally:
-        registry.BACKENDS = before
 
 
 def _counted(backend: Backend, counter: Counter) -> Backend:
     """The same backend; each launch is counted with all that it reads and writes."""
 
-    def stage(columns: Sequence[Tensor], *rest: Any) -> None:
-        *_, stores, z = rest
-        counter.launched((*columns, *stores, z))
-        backend.stage(columns, *rest)
+    def stage(call: Call) -> None:
+        counter.launched((*call.columns, *call.written))
+        backend.stage(call)
 
-    def prepare(columns: Sequence[Tensor | None], *rest: Any) -> Prepared:
-        *_, stores, z = rest
-        launch = backend.prepared(columns, *rest)
+    def prepare(call: Call) -> Prepared:
+        launch = backend.prepared(call)
 
         def counted(given: Sequence[Tensor]) -> None:
-            counter.launched((*columns, *given, *stores, z))
+            counter.launched((*call.columns, *given, *call.written))
             launch(given)
 
         return counted

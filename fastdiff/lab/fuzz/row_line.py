@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdiff.errors import InputError
 from fastdiff.maths.draw import Draw
 from fastdiff.rows.program import parse
-from fastdiff.rows.row import DERIVED, Derived, Output, Row
+from fastdiff.rows.row import Output, Row
 from fastdiff.testing.rows import INTEGERS, Case, Placement
 
 LISTED = 64
@@ -32,7 +32,7 @@ def encode(case: Case) -> dict[str, Any]:
         return names.index(store) if isinstance(store, str) else [dtype_name(store[0]), *_place(store[1])]
 
     return {
-        "program": case.row.program,
+        "program": case.row.program.integers,
         "shape": list(case.shape),
         "state": dtype_name(case.coef.dtype),
         "coef": case.coef.tolist(),
@@ -84,24 +84,21 @@ def tagged_row(program: Sequence[int], copies: int) -> Row:
     parsed, tag = parse([int(word) for word in program]), count()
     columns = tuple(f"c{i}" for i in range(parsed.columns))
     draws = tuple((f"xi{j}", Draw(1, j)) for j in range(parsed.draws))
-    names = (*columns, DERIVED)
-
-    def terms(indices: Sequence[int]) -> tuple[tuple[str, float], ...]:
-        return tuple((names[i], float(next(tag))) for i in indices)
-
-    derived = None
-    if parsed.derived is not None:
-        summed = terms(parsed.derived)
-        bound = float(next(tag)) if parsed.clamp else None
-        derived = Derived(summed, bound, float(next(tag)) if parsed.scale else None)
+    sources = (*columns, *(f"w{i}" for i in range(len(parsed.outputs))))
     outputs = []
     for i, output in enumerate(parsed.outputs):
-        base = None if output.base is None else columns[output.base]
-        made = terms(output.terms)
-        noise = tuple((draws[r][0] if r >= 0 else columns[-1 - r], float(next(tag))) for r in output.noise)
-        outputs.append(Output(base, made, noise, f"w{i}"))
+        outputs.append(
+            Output(
+                base=None if output.base is None else sources[output.base],
+                terms=tuple((sources[k], float(next(tag))) for k in output.terms),
+                noise=tuple((draws[r][0] if r >= 0 else columns[-1 - r], float(next(tag))) for r in output.noise),
+                store=f"stored{i}",
+                bound=float(next(tag)) if output.clamp else None,
+                scale=float(next(tag)) if output.scale else None,
+            )
+        )
     c_in = float(next(tag)) if parsed.network is not None else 1.0
-    return Row(columns, tuple(outputs), draws, derived, parsed.network, c_in, copies)
+    return Row(columns, tuple(outputs), draws, parsed.network, c_in, copies)
 
 
 def _encode_values(values: Tensor) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastdiff.errors import PlanError
 from fastdiff.lab.fuzz.row_line import tagged_row
 from fastdiff.lab.fuzz.subject import Fault
-from fastdiff.rows.row import DERIVED, Row, Terms
+from fastdiff.rows.row import Output, Row, Terms, fixed
 from fastdiff.testing.rows import INTEGERS, Case, Placement
 
 PLAIN = Placement()
@@ -24,7 +24,7 @@ PLAIN = Placement()
 
 def smaller_rows(case: Case, fault: Fault) -> Iterator[Case]:
     """Cases that differ from this one in one simplification, the boldest first; some may not be valid."""
-    case = replace(case, row=tagged_row(case.row.program, case.row.copies), **_renamed(case))
+    case = replace(case, row=tagged_row(case.row.program.integers, case.row.copies), **_renamed(case))
     yield from _fewer_samples(case, fault)
     yield from _fewer_elements(case)
     yield from _alike(case, fault)
@@ -89,7 +89,7 @@ def _simpler_rows(case: Case) -> Iterator[tuple[Any, Any]]:
     for i in range(len(row.outputs)):
         if len(row.outputs) > 1:
             network = None if row.network in (None, i) else row.network - (row.network > i)
-            rest = row.outputs[:i] + row.outputs[i + 1 :]
+            rest = _without_output(row.outputs, i)
             copies = row.copies if network is not None else 1
             yield (
                 lambda rest=rest, network=network, copies=copies: replace(
@@ -101,17 +101,11 @@ def _simpler_rows(case: Case) -> Iterator[tuple[Any, Any]]:
         yield lambda: replace(row, network=None, copies=1), stores
     if row.copies > 1:
         yield lambda: replace(row, copies=1), stores
-    if row.derived is not None:
-        yield lambda: _without_derived(row), stores
-        for changes in ({"bound": None}, {"scale": None}):
-            if getattr(row.derived, next(iter(changes))) is not None:
-                yield lambda c=changes: replace(row, derived=replace(row.derived, **c)), stores  # type: ignore[arg-type]
-        for terms in _shorter(row.derived.terms):
-            yield lambda t=terms: replace(row, derived=replace(row.derived, terms=t)), stores  # type: ignore[arg-type]
     for i, output in enumerate(row.outputs):
         changed = [{"base": None}] if output.base is not None else []
         changed += [{"terms": terms} for terms in _shorter(output.terms)]
         changed += [{"noise": noise} for noise in _shorter(output.noise)]
+        changed += [{part: None} for part in ("bound", "scale") if getattr(output, part) is not None]
         for change in changed:
             outputs = (*row.outputs[:i], replace(output, **change), *row.outputs[i + 1 :])
             yield lambda o=outputs: replace(row, outputs=o), stores
@@ -169,7 +163,7 @@ def _simpler_numbers(case: Case) -> Iterator[Case]:
 
 def _with_row(case: Case, row: Row, stores: Sequence[Any]) -> Case:
     """The case with a changed row: its coefficients are found by their tags, its tensors by their names."""
-    kept = [int(tag) for tag in row.coefficients]
+    kept = [int(fixed(tag)) for tag in row.coefficients]
     present = None
     if case.present is not None:
         words = [sum((word >> old & 1) << new for new, old in enumerate(kept)) for word in case.present.tolist()]
@@ -187,7 +181,7 @@ def _with_row(case: Case, row: Row, stores: Sequence[Any]) -> Case:
         draws=case.draws[:, left] if case.draws is not None and left else None,
         seeds=case.seeds if left else None,
     )
-    return replace(changed, row=tagged_row(row.program, row.copies), **_renamed(changed))
+    return replace(changed, row=tagged_row(row.program.integers, row.copies), **_renamed(changed))
 
 
 def _reshaped(case: Case, shape: torch.Size, change: Any, sample: int | None = None) -> Case:
@@ -202,9 +196,24 @@ def _reshaped(case: Case, shape: torch.Size, change: Any, sample: int | None = N
     return replace(case, columns=columns, shape=shape, **tables)
 
 
-def _without_derived(row: Row) -> Row:
-    outputs = tuple(replace(o, terms=tuple(t for t in o.terms if t[0] != DERIVED)) for o in row.outputs)
-    return replace(row, derived=None, outputs=outputs)
+def is_output(name: str | None) -> bool:
+    """Whether a tagged row calls an output so, not a column or a draw."""
+    return name is not None and name.startswith("w")
+
+
+def _without_output(outputs: tuple[Output, ...], i: int) -> tuple[Output, ...]:
+    """The other outputs: what read this one reads nothing in its place, what read a later one finds it."""
+
+    def renamed(name: str | None) -> str | None:
+        if name is None or not is_output(name) or int(name[1:]) < i:
+            return name
+        return None if int(name[1:]) == i else f"w{int(name[1:]) - 1}"
+
+    def changed(output: Output) -> Output:
+        terms = tuple((new, c) for name, c in output.terms if (new := renamed(name)) is not None)
+        return replace(output, base=renamed(output.base), terms=terms)
+
+    return tuple(changed(output) for k, output in enumerate(outputs) if k != i)
 
 
 def _shorter(terms: Terms) -> Iterator[Terms]:
@@ -215,7 +224,7 @@ def _shorter(terms: Terms) -> Iterator[Terms]:
 
 
 def _used(row: Row) -> set[str]:
-    found = {name for name, _ in (row.derived.terms if row.derived else ())}
+    found: set[str] = set()
     for output in row.outputs:
         found |= {name for name, _ in (*output.terms, *output.noise)} | {output.base or ""}
     return found

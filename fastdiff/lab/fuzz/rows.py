@@ -8,10 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from fastdiff.lab.fuzz.row_line import dtype_name, encode
-from fastdiff.lab.fuzz.row_shrink import smaller_rows
+from fastdiff.lab.fuzz.row_shrink import is_output, smaller_rows
 from fastdiff.lab.fuzz.subject import Fault, Features, Subject, dump
 from fastdiff.lab.fuzz.variants import Variant
 from fastdiff.rows.layout import CHANNELS_LAST, ROW_MAJOR
+from fastdiff.rows.row import Output
 from fastdiff.testing.rows import Case, random_case
 
 SIZES = ((0.9, 129), (0.99, 1025), (0.9995, 4097), (1.0, 2**20 + 1))
@@ -53,11 +54,10 @@ class RowSubject(Subject):
             yield "storage", dtype_name(dtype)
         places = [p for _, p in case.columns] + [s[1] for s in (*case.stores, case.z) if isinstance(s, tuple)]
         yield "layout", CHANNELS_LAST if any(p.layout == CHANNELS_LAST for p in places) else ROW_MAJOR
-        derived = row.derived
         flags = {
-            "D": derived is not None,
-            "clamp": derived is not None and derived.bound is not None,
-            "scale": derived is not None and derived.scale is not None,
+            "earlier output": any(map(_reads_outputs, row.outputs)),
+            "clamp": any(output.bound is not None for output in row.outputs),
+            "scale": any(output.scale is not None for output in row.outputs),
             "base": any(output.base is not None for output in row.outputs),
             "caller noise": any(name in row.columns for output in row.outputs for name, _ in output.noise),
             "network input": case.z is not None,
@@ -72,6 +72,11 @@ class RowSubject(Subject):
         for name, on in flags.items():
             if on:
                 yield "features", name
+
+
+def _reads_outputs(output: Output) -> bool:
+    """Whether an output reads one before it."""
+    return any(is_output(name) for name in (output.base, *(name for name, _ in output.terms)))
 
 
 def random_row_subject(rng: np.random.Generator) -> RowSubject:

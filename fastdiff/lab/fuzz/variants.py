@@ -161,14 +161,4 @@ def _from_plugin(label: str, plugin: Plugin) -> Variant:
         raise BackendError(f"{label} is a plug-in and fills no noise")
 
     backend = Backend(label, ("cpu",), lambda: None, lambda: "plug-in", plugin.stage, refuse)
-
-    @contextmanager
-    def active() -> Iterator[None]:
-        before = registry.BACKENDS
-        registry.BACKENDS = (backend, *before)  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            registry.BACKENDS = before
-
-    return Variant(label, label, active, share=plugin.share, cases=plugin.cases)
+    return Variant(label, label, lambda: registry.registered(backend), share=plugin.share, cases=plugin.cases)

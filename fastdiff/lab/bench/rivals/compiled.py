@@ -127,14 +127,14 @@ def rows_compiled(workload: Workload, model: Model, noise: Tensor) -> Job:
 
 def _compiled_row(workload: Workload, k: int) -> Callable[..., None]:
     plan, branches = workload.plan, workload.plan.rows[k - 1].branches
-    key = (workload, tuple(plan.rows[k].program), branches)
+    key = (workload, plan.rows[k].program, branches)
     return _compile(key, _row(plan.rows[k], plan.buffers, branches))
 
 
 def _row(
     row: Row, names: tuple[str, ...], branches: tuple[str, ...], first_noise: Tensor | None = None
 ) -> Callable[..., None]:
-    """A row without presence and derived column, written so that a compiler makes the least of it.
+    """A row whose coefficients are known beforehand, written so that a compiler makes the least of it.
 
     The function takes the run's buffers, the stacked network output, the network input and the coefficients, and
     works in place: of the ways to write that, the one measured to be fastest.
@@ -150,11 +150,17 @@ def _row(
             given = first_noise if draw.purpose == INIT else None
             values[name] = torch.randn_like(tensors[0]) if given is None else given
         results = []
-        for output in row.outputs:
-            w = None if output.base is None else values[output.base]
+        for i, output in enumerate(row.outputs):
+            # A copy, because the buffer may be stored to before this output is; the compiler leaves it out.
+            w: Any = None if output.base is None else values[output.base].clone()
             for name, _ in (*output.terms, *output.noise):
                 w = c[k] * values[name] if w is None else w + c[k] * values[name]
                 k += 1
+            if output.bound is not None:
+                w, k = w.clamp(-c[k], c[k]), k + 1
+            if output.scale is not None:
+                w, k = w * c[k], k + 1
+            values[f"w{i}"] = w
             results.append(w)
         if row.network is not None:
             scaled = (c[k] * results[row.network]).to(tensors[-2].dtype)
