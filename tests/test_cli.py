@@ -521,16 +521,15 @@ def test_doctor_finds_a_wrong_generator(monkeypatch):
     assert "known answers are wrong" in result.output
 
 
-def test_doctor_finds_a_wrong_backend(monkeypatch):
-    def stage(columns, coef, present, seeds, draws, program, stores, z) -> None:
-        reference.stage(columns, coef, present, seeds, draws, program, stores, z)
-        for store in stores:
+def test_doctor_finds_a_wrong_backend():
+    def stage(call) -> None:
+        reference.stage(call)
+        for store in call.stores:
             if store is not None:
                 store += 1
 
-    wrong = replace(registry.BACKENDS[-1], name="wrong", stage=stage)
-    monkeypatch.setattr(registry, "BACKENDS", (wrong, *registry.BACKENDS))
-    result = run("doctor", "--json")
+    with registry.registered(replace(registry.BACKENDS[-1], name="wrong", stage=stage)):
+        result = run("doctor", "--json")
     assert result.exit_code == 1
     status = {line["name"]: line["status"] for line in json.loads(result.output)["self test"]}
     assert status.pop("wrong") == "FAILED"

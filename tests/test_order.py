@@ -67,8 +67,8 @@ CASES = [
     ("ddim", "linear", (40, 80, 160)),
     ("dpmpp_2m", "linear", (40, 80, 160)),
     ("unipc", "linear", (40, 80, 160)),
-        # Its fourth order holds until the error of the first steps shows.
-        ("lms", "linear", (640, 1280)),
+    # Its fourth order holds until the error of the first steps shows.
+    ("lms", "linear", (640, 1280)),
     *itertools.product(["euler", "heun"], ["smld", "vp, no scale"], [(40, 80, 160)]),
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,17 @@ class Settings:
         )
 
 
+def _choice(option: str, names: Iterable[str], default: str, what: str) -> Callable[[Any], Any]:
+    """An option whose values are names of a registry, listed in its help."""
+    listed = list(names)
+    return click.option(
+        option, type=click.Choice(listed), default=default, metavar="NAME", help=f"{what}: {', '.join(listed)}."
+    )
+
+
 OPTIONS = (
-    click.option("--solver", type=click.Choice(list(SOLVERS)), default="heun", help="Numerical method."),
-    click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="edm", help="Noise levels and path."),
+    _choice("--solver", SOLVERS, "heun", "Sampler"),
+    _choice("--schedule", SCHEDULES, "edm", "Noise levels and path"),
     click.option("--steps", type=click.IntRange(min=1), default=18, help="Number of noise levels."),
     click.option(
         "--guidance",

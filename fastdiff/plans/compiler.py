@@ -92,7 +92,8 @@ class Compiler:
             before = events[k] if k < len(events) else None
             held = list(carried)
             if before is not None and before.call is not None:
-                held += [symbol for symbol in dict.fromkeys(before.call[1]) if symbol not in held]
+                # What the caller gives he is given back as it is.
+                held += [s for s in dict.fromkeys(before.call[1]) if s not in held and s.kind != "given"]
             if self._visible and before is not None and before.x is not None and before.x not in held:
                 held = [before.x, *held]
             stage = self._stage(held, before, k)

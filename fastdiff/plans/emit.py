@@ -160,7 +160,9 @@ class Emitter:
             return row
         if before.call is not None:
             name, arguments = before.call
-            return replace(row, call=(name, tuple(self._buffers.names[s] for s in arguments)))
+            held = self._buffers.names
+            named = tuple(GIVEN_PREFIX + s.label if s.kind == "given" else held[s] for s in arguments)
+            return replace(row, call=(name, named))
         assert before.scalars is not None
         assert before.at is not None
         return replace(

@@ -65,7 +65,8 @@ class Plan:
             fresh = {NETWORK_PREFIX + branch for branch in row.branches} if row.network is not None else set()
             if row.call is not None:
                 name, arguments = row.call
-                if missing := [argument for argument in arguments if argument not in stored]:
+                named = (argument for argument in arguments if not argument.startswith(GIVEN_PREFIX))
+                if missing := [argument for argument in named if argument not in stored]:
                     raise PlanError(f"row {k} calls {name!r} with {missing}, which no row has stored")
                 fresh = {CALLED_PREFIX + name}
 
@@ -85,8 +86,8 @@ class Plan:
         return tuple(dict.fromkeys(row.call[0] for row in self.rows if row.call is not None))
 
     def _named(self, prefix: str) -> tuple[str, ...]:
-        names = (name for row in self.rows for name in row.columns if name.startswith(prefix))
-        return tuple(dict.fromkeys(name.removeprefix(prefix) for name in names))
+        read = (name for row in self.rows for name in (*row.columns, *(row.call[1] if row.call else ())))
+        return tuple(dict.fromkeys(name.removeprefix(prefix) for name in read if name.startswith(prefix)))
 
     @cached_property
     def buffers(self) -> tuple[str, ...]:

@@ -22,4 +22,6 @@ def staged(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> T
 
 def on_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The values as a tensor on the device."""
+    if not values:
+        return torch.empty(0, dtype=dtype, device=device)
     return staged(values, dtype, device).to(device, non_blocking=True)

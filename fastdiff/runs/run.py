@@ -164,7 +164,8 @@ class Run:
     def tensors(self) -> list[Tensor]:
         """All memory that the launches read and write, network outputs apart."""
         made = [tensor for gram in self._grams if gram is not None for tensor in gram]
-        return [self.seeds, self._z, *self._buffers.values(), *self._given.values(), *made, *self.tables.tensors]
+        tables = [tensor for tensor in self.tables.tensors if tensor.numel()]
+        return [self.seeds, self._z, *self._buffers.values(), *self._given.values(), *made, *tables]
 
     @property
     def denoised(self) -> Tensor | None:
@@ -253,8 +254,9 @@ class Run:
         self._launch(outputs, checked)
         while (call := self.plan.rows[self._next - 1].call) is not None:
             name, arguments = call
-            returned = self._calls[name](*(self._buffers[argument] for argument in arguments))
-            check_called(name, returned, self._buffers[arguments[0]] if arguments else self._z[: self.shape[0]])
+            held = self._buffers | self._given
+            returned = self._calls[name](*(held[argument] for argument in arguments))
+            check_called(name, returned, self._z[: self.shape[0]])
             self._launch((returned,), checked=True)
 
     def _launch(self, outputs: Sequence[Tensor], checked: bool = False) -> None:

@@ -51,7 +51,8 @@ class Tables:
     def load(self, plan: Plan) -> None:
         """Put the numbers of a plan of the same structure in their place: every launch from now on reads these."""
         for flat, values, dtype in zip(self.tensors, _values(plan), self._types, strict=True):
-            flat.copy_(staged(values, dtype, flat.device), non_blocking=True)
+            if values:
+                flat.copy_(staged(values, dtype, flat.device), non_blocking=True)
 
     def c_noise(self, size: int) -> tuple[Tensor, ...]:
         """The noise conditioning ``[size]`` of every evaluation."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.point import Point
-from fastdiff.maths.real import Real, mp, positive
+from fastdiff.maths.real import Real, positive
 from fastdiff.solvers.solver import SOLVERS, Solver, solver
 
 SOURCE = "Karras et al. 2022, algorithms 2 and 3"
@@ -42,7 +42,7 @@ def second_order(alpha: float = 1.0) -> Solver:
         PlanError: alpha does not lie in (0, 1].
     """
     _alpha(alpha)
-    names = {1.0: "heun", 0.5: "midpoint", float(mp.mpf(2) / 3): "ralston"}
+    names = {1.0: "heun", 0.5: "midpoint", 2 / 3: "ralston"}
     return replace(heun(alpha=alpha), name=names.get(float(alpha), f"second_order({alpha})"))
 
 
@@ -52,5 +52,5 @@ def _alpha(alpha: float) -> Real:
     return positive(alpha, "alpha")
 
 
-midpoint = SOLVERS.add("midpoint", second_order(0.5))
-ralston = SOLVERS.add("ralston", second_order(float(mp.mpf(2) / 3)))
+midpoint = SOLVERS.add("midpoint", replace(heun, name="midpoint", settings={"alpha": 0.5}))
+ralston = SOLVERS.add("ralston", replace(heun, name="ralston", settings={"alpha": 2 / 3}))

@@ -75,7 +75,7 @@ def test_launches_without_checks_do_nothing_else_either(settings):
         run = Run(plan, SHAPE, 0, network_dtype=torch.float16)
         before = library.launched().launches
         with Audit() as audit, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Run, "_launch", None)
+            patch.setattr(Run, "_launch_checked", None)
             watched = audit.network(net)
             for evaluation in run:
                 count = 1 if plan.batched else len(evaluation.branches)
@@ -128,7 +128,7 @@ def test_a_second_launch_is_found(monkeypatch):
     monkeypatch.setattr(
         Run,
         "_launch",
-        lambda run, outputs: (launch(run, outputs), setattr(run, "index", run.index - 1), launch(run, outputs)),
+        lambda run, *given: (launch(run, *given), setattr(run, "_next", run._next - 1), launch(run, *given)),
     )
     plan = fastdiff.plan(**GUIDED)
     with pretended_gpu(), Audit() as audit:
