@@ -162,6 +162,8 @@ class Vector:
     def __truediv__(self, divisor: Any) -> Vector:
         if isinstance(divisor, Scalar):
             return self * (1 / divisor)
+        if isinstance(divisor, Vector):
+            raise PlanError(f"{self.home.where}: divides by a vector; a vector is divided by a number or a scalar")
         number = real(divisor, "a divisor")
         if not number:
             raise PlanError(f"{self.home.where}: divides by zero")

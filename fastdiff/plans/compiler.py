@@ -153,9 +153,11 @@ class Compiler:
             for inner in () if isinstance(argument, Vector) else argument.terms:
                 self._expand(inner, stage, written_out)
         vectors = [argument for argument in atom.arguments if isinstance(argument, Vector)]
-        combinations = tuple(written_out(vector) for vector in vectors)
         step = stage.after.step if stage.after else 0
         where = f"solver {self._trace.solver!r}, step {step}"
+        if any(vector.home is not self._trace for vector in vectors):
+            raise PlanError(f"{where}: an inner product of vectors of another trace; use what the step was given")
+        combinations = tuple(written_out(vector) for vector in vectors)
         for combination in combinations:
             if not combination.fixed:
                 raise PlanError(

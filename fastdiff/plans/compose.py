@@ -144,6 +144,8 @@ def plan_step(
     """
     with LOCK:
         method, known = solver_of(solver), prediction_of(prediction)
+        if not isinstance(step, int) or step < 0:
+            raise PlanError(f"step is {step!r}; it must be an integer of at least 0")
         trace = Trace([now, then], known, guide_of(guidance), churn or Churn(), count(steps, "steps"), clip_of(clip))
         trace.solver, trace.step = method.name, step
         remembered = _exchange(memory, Held, lambda held: trace.given(held.name))
@@ -176,12 +178,12 @@ def schedule_of(schedule: str | Schedule | Sequence[float]) -> Schedule:
 
 def prediction_of(prediction: str | Prediction) -> Prediction:
     """A prediction from its name, or itself."""
-    return named_prediction(prediction) if isinstance(prediction, str) else prediction
+    return prediction if isinstance(prediction, Prediction) else named_prediction(prediction)
 
 
 def solver_of(solver: str | Solver) -> Solver:
     """A solver from its name, or itself."""
-    return named_solver(solver) if isinstance(solver, str) else solver
+    return solver if isinstance(solver, Solver) else named_solver(solver)
 
 
 def guide_of(guidance: float | Guide) -> Guide:

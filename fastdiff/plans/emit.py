@@ -19,6 +19,12 @@ from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE
 DENOISED = "denoised"
 FIRST_BUFFER = "x"
 GIVEN_STATE = ("given", 1)
+ADVICE = {
+    "must be finite": "; the state is DTYPE; use float64 or less extreme noise levels",
+    "columns; at most": "; remember fewer vectors from step to step",
+    "draws; at most": "; draw less noise between two evaluations",
+}
+"""What to do about a fault of a row, by words of its message."""
 
 
 class Buffers:
@@ -112,8 +118,8 @@ class Emitter:
         try:
             return self._row(stage)
         except PlanError as error:
-            finite = "must be finite" in str(error)
-            advice = f"; the state is {self._dtype}; use float64 or less extreme noise levels" if finite else ""
+            advice = next((advice for fault, advice in ADVICE.items() if fault in str(error)), "")
+            advice = advice.replace("DTYPE", self._dtype)
             raise PlanError(f"solver {self._solver!r}, step {step}, row {k} ({where}): {error}{advice}") from None
 
     def _row(self, stage: Stage) -> Row:

@@ -55,8 +55,12 @@ class Solver:
             raise PlanError(f"solver {self.name!r} was given {', '.join(unknown)}; {allowed}")
         base = self.name.partition("(")[0]
         together = {**self.settings, **settings}
-        words = ", ".join(f"{name}={value:g}" for name, value in together.items())
+        words = ", ".join(f"{name}={_shown(value)}" for name, value in together.items())
         return replace(self, name=f"{base}({words})", settings=together)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else repr(value)
 
 
 SOLVERS: Registry[Solver] = Registry("solver")

@@ -65,6 +65,13 @@ class Event:
     call: tuple[str, tuple[Symbol, ...]] | None = None
 
 
+class Branches(dict[str, Any]):
+    """D of every branch by its name."""
+
+    def __missing__(self, name: str) -> Any:
+        raise PlanError(f"branch {name!r} is not evaluated here; guidance asks for {', '.join(self)}")
+
+
 class Trace:
     """Everything that a solver's step may ask for, recorded.
 
@@ -123,6 +130,8 @@ class Trace:
             made = solver.step(self, x, now, then, memory, **solver.settings)
         except PlanError as error:
             raise error if str(error).startswith("solver ") else PlanError(f"{self.where}: {error}") from None
+        except ZeroDivisionError:
+            raise PlanError(f"{self.where} divides by zero, on the way from {now} to {then}") from None
         if not isinstance(made, tuple) or len(made) != 2 or not self._is_vector(made[0]):
             what = (
                 f"a {type(made).__name__}"
@@ -130,6 +139,7 @@ class Trace:
                 else f"({', '.join(type(m).__name__ for m in made)})"
             )
             raise PlanError(f"{self.where} returned {what}; a step returns (x, memory), and x is a vector")
+        self._check_own(made[0], "returned")
         for remembered in _vectors(made[1]):
             self.symbol_of(remembered)
         return made
@@ -199,11 +209,8 @@ class Trace:
 
     def evaluate(self, x: Any, at: Point) -> dict[str, Any]:
         """``D(x / s; sigma)`` of every branch that guidance asks for: one network evaluation."""
-        if not self._is_vector(x):
-            raise PlanError(f"{self.where} evaluates the network at a {type(x).__name__}; it must be a vector")
-        if x.home is not self:
-            raise PlanError(f"{self.where} evaluates the network at a vector of another trace")
-        k, scalars, branches = len(self.events), self.prediction(at.sigma), self.guidance.branches(at.sigma)
+        self._check_own(x, "evaluates the network at")
+        k, scalars, branches = len(self.events), self.prediction(at.sigma), self._branches(at)
         if x.symbol is None or x.symbol.kind not in VARIABLES:
             # A draw has a symbol already; what the network sees is a multiple of it.
             seen = x if x.symbol is None else Vector(self, {x: mp.one})
@@ -212,7 +219,7 @@ class Trace:
             seen = x
         self.events.append(Event(self.step or 0, seen.symbol, at, scalars, branches))
         outputs = {branch: Vector(self, {}, Symbol("F", k, branch)) for branch in branches}
-        found = {}
+        found = Branches()
         for branch, output in outputs.items():
             d = seen * (scalars.c_skip / at.s) + output * scalars.c_out
             self._name(d, Symbol("D", k, branch))
@@ -221,8 +228,9 @@ class Trace:
 
     def denoise(self, x: Any, at: Point) -> Any:
         """The guided, clipped ``D(x / s; sigma)``: one network evaluation."""
-        branches = self.evaluate(x, at)
-        d = Vector(self, {self.guidance.combine(at.sigma, branches): mp.one})
+        guided = self.guidance.combine(at.sigma, self.evaluate(x, at))
+        self._check_own(guided, "is guided by")
+        d = Vector(self, {guided: mp.one})
         self._name(d, Symbol("D", len(self.events) - 1), self.clip)
         return d
 
@@ -241,6 +249,8 @@ class Trace:
 
     def dot(self, u: Any, v: Any) -> Scalar:
         """``<u, v>`` of every sample, in float64: a number that is known when the row runs."""
+        for vector in (u, v):
+            self._check_own(vector, "takes the inner product of")
         return u.dot(v)
 
     # What the caller gives -------------------------------------------------------------------------------------
@@ -260,6 +270,8 @@ class Trace:
         For what is no linear combination: masks, rotations, learned variances. It costs a launch and a store of
         each vector.
         """
+        for vector in vectors:
+            self._check_own(vector, f"calls {name!r} with")
         arguments = tuple(self.symbol_of(vector) for vector in vectors)
         self.events.append(Event(self.step or 0, call=(_identifier(name), arguments)))
         returned = Vector(self, {}, Symbol("out", len(self.events) - 1, name))
@@ -269,6 +281,23 @@ class Trace:
 
     def _is_vector(self, value: Any) -> bool:
         return isinstance(value, Vector)
+
+    def _check_own(self, value: Any, doing: str) -> None:
+        """Something that must be a vector of this trace."""
+        if not self._is_vector(value):
+            raise PlanError(f"{self.where} {doing} a {type(value).__name__}; it must be a vector")
+        if value.home is not self:
+            raise PlanError(f"{self.where} {doing} a vector of another trace; use what this step was given")
+
+    def _branches(self, at: Point) -> tuple[str, ...]:
+        """What guidance asks for."""
+        branches = self.guidance.branches(at.sigma)
+        if isinstance(branches, str) or not branches or len(set(branches)) < len(branches):
+            raise PlanError(
+                f"{self.where}: guidance asks for the branches {branches!r}; it must be a tuple of one or more names, "
+                "each once"
+            )
+        return branches
 
     def _name(self, x: Vector, symbol: Symbol, clip: Real | None = None) -> Symbol:
         """Make a vector a variable."""
@@ -282,8 +311,7 @@ class Trace:
 
     def symbol_of(self, x: Any) -> Symbol:
         """The symbol of a vector that outlives its step; it becomes a variable unless it has a symbol."""
-        if x.home is not self:
-            raise PlanError(f"{self.where} remembers a vector of another trace")
+        self._check_own(x, "remembers")
         return x.symbol or self._variable(x, "let").symbol
 
 
