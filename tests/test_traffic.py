@@ -194,6 +194,24 @@ def test_a_brownian_path_is_drawn_once_a_step(steps: int, clip: float | None, sp
     assert max(plan(solver=DPMPP_2M_SDE, steps=steps, visible=True).traffic(network_bytes=2)) <= 28
 
 
+def dpmpp_2m_sde_that_asks_again(trace, x, now, then, memory):
+    """The same, without remembering where the path is: the same point is the same vector."""
+    W, D = trace.brownian(now), trace.denoise(x, now)
+    E = D
+    if memory and then.sigma:
+        before, D_before = memory
+        E = D + (D - D_before) * ((then.lam - now.lam) / (2 * (now.lam - before.lam)))
+    keep = (then.sigma / now.sigma) ** 2
+    xi = (W - trace.brownian(then)) / mp.sqrt(trace.elapsed(now, then))
+    return (x / now.s * keep + E * (1 - keep) + xi * (then.sigma * mp.sqrt(1 - keep))) * then.s, (now, D)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 11])
+def test_a_brownian_path_that_is_asked_for_again_is_not_drawn_again(steps: int) -> None:
+    again = Solver("dpmpp_2m_sde", 2, "these tests", dpmpp_2m_sde_that_asks_again)
+    assert plan(solver=again, steps=steps).rows == plan(solver=DPMPP_2M_SDE, steps=steps).rows
+
+
 def point(sigma: float) -> Point:
     path = linear_path()
     return Point(path, path.sigma_inv(mp.mpf(sigma)))

@@ -22,7 +22,7 @@ GIVEN_STATE = ("given", 1)
 ADVICE = {
     "must be finite": "; the state is DTYPE; use float64 or less extreme noise levels",
     "columns; at most": "; remember fewer vectors from step to step",
-    "draws; at most": "; draw less noise between two evaluations",
+    "draws; at most": "; draw less noise between two evaluations, and ask for brownian(now) before evaluating",
 }
 """What to do about a fault of a row, by words of its message."""
 

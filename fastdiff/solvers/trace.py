@@ -100,6 +100,7 @@ class Trace:
         self.solver = ""
         self._drawn = 0
         self._known: dict[Draw, Vector] = {}
+        self._paths: dict[Real, Any] = {}
         self._named: list[tuple[Symbol, Vector, Real | None, int]] = []
 
     @property
@@ -179,9 +180,12 @@ class Trace:
         """``W(v)``, ``v = sigma / (1 + sigma)``: one path of the sample, the same at whatever steps it is asked for.
 
         Levy's construction on dyadic intervals of v, which is rounded to a multiple of 2**-20: ``elapsed`` says what
-        variance two points have between them.
+        variance two points have between them. The same point is the same vector, so that a step may ask for where the
+        path is now, before it evaluates, and for where it will be then.
         """
         v = snapped(at)
+        if v in self._paths:
+            return self._paths[v]
         total = self.draw(Draw(BROWNIAN, 0, 0)) * v
         for level in range(FINEST):
             k = int(mp.floor(v * 2**level))
@@ -189,7 +193,8 @@ class Trace:
             height = min(place, 1 - place)
             if height:
                 total = total + self.draw(Draw(BROWNIAN, 0, 2**level + k)) * (height * mp.sqrt(mp.mpf(2) ** -level))
-        return self._variable(total, "W")
+        self._paths[v] = self._variable(total, "W")
+        return self._paths[v]
 
     def elapsed(self, now: Point, then: Point) -> Real:
         """The variance of ``brownian(now) - brownian(then)``."""
