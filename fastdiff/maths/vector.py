@@ -137,7 +137,9 @@ class Vector:
         if not isinstance(other, Vector):
             raise PlanError(f"{self.home.where}: {doing} {other!r} ({type(other).__name__}); it must be a vector")
         if other.home is not self.home:
-            raise PlanError(f"{self.home.where}: {doing} a vector of another trace; use what this step was given")
+            # The trace that runs is the one that is at a step.
+            running = self.home if self.home.step is not None else other.home
+            raise PlanError(f"{running.where}: {doing} a vector of another trace; use what this step was given")
 
     def __add__(self, other: Vector) -> Vector:
         self._check(other, "adds")
