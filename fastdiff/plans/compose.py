@@ -74,7 +74,7 @@ def plan(
             stages = Compiler(trace, result, partial_sums, visible).stages(denoised)
             buffers = OwnNames() if visible else Buffers()
             rows = tuple(Emitter(trace.draws, dtype, batched, trace.solver, buffers).rows(stages))
-            rows = tuple(map(_with_caller_noise, rows)) if noise == "caller" else rows
+            rows = _with_caller_noise(rows, trace.solver) if noise == "caller" else rows
             return Plan(rows, dtype, title, batched, noise == "caller")
 
         natural = compiled(partial_sums=False)
@@ -219,7 +219,9 @@ def _exchange(memory: Any, kind: type, exchange: Any) -> Any:
     if isinstance(memory, dict):
         return {key: _exchange(value, kind, exchange) for key, value in memory.items()}
     if isinstance(memory, tuple | list):
-        return type(memory)(_exchange(value, kind, exchange) for value in memory)
+        values = [_exchange(value, kind, exchange) for value in memory]
+        # A named tuple takes its fields one by one.
+        return type(memory)(*values) if hasattr(memory, "_fields") else type(memory)(values)
     return memory
 
 
@@ -236,7 +238,14 @@ def _title(trace: Trace, schedule: Schedule) -> str:
     return title if trace.clip is None else f"{title} · clip {float(trace.clip):g}"
 
 
-def _with_caller_noise(row: Row) -> Row:
-    """The same row with its draws read from columns."""
-    names = tuple(name for name, _ in row.draws)
-    return replace(row, columns=row.columns + names, draws=())
+def _with_caller_noise(rows: Sequence[Row], solver: str) -> tuple[Row, ...]:
+    """The same rows with their draws read from columns."""
+    made = []
+    for k, row in enumerate(rows):
+        names = tuple(name for name, _ in row.draws)
+        try:
+            made.append(replace(row, columns=row.columns + names, draws=()))
+        except PlanError as error:
+            advice = f"{len(names)} of these are the caller's noise: use noise='counter'"
+            raise PlanError(f"solver {solver!r}, row {k}: {error}; {advice}") from None
+    return tuple(made)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from numbers import Number
 from typing import Any
 
 from fastdiff.errors import PlanError
@@ -141,7 +142,7 @@ class Trace:
             )
             raise PlanError(f"{self.where} returned {what}; a step returns (x, memory), and x is a vector")
         self._check_own(made[0], "returned")
-        for remembered in _vectors(made[1]):
+        for remembered in self._remembered(made[1]):
             self.symbol_of(remembered)
         return made
 
@@ -275,6 +276,8 @@ class Trace:
         For what is no linear combination: masks, rotations, learned variances. It costs a launch and a store of
         each vector.
         """
+        if not vectors:
+            raise PlanError(f"{self.where} calls {name!r} with nothing; give it vectors, from which it knows the shape")
         for vector in vectors:
             self._check_own(vector, f"calls {name!r} with")
         arguments = tuple(self.symbol_of(vector) for vector in vectors)
@@ -293,6 +296,22 @@ class Trace:
             raise PlanError(f"{self.where} {doing} a {type(value).__name__}; it must be a vector")
         if value.home is not self:
             raise PlanError(f"{self.where} {doing} a vector of another trace; use what this step was given")
+
+    def _remembered(self, memory: Any) -> Iterator[Vector]:
+        """The vectors in what a step remembers."""
+        if isinstance(memory, Vector):
+            yield memory
+        elif isinstance(memory, tuple | list):
+            for inner in memory:
+                yield from self._remembered(inner)
+        elif isinstance(memory, dict):
+            yield from self._remembered(list(memory.values()))
+        elif not isinstance(memory, Point | Scalar | Number | str | None):
+            # A vector in there would not be found, and then be written out anew at every step.
+            raise PlanError(
+                f"{self.where} remembers a {type(memory).__name__}; keep vectors, points, numbers and text in tuples, "
+                "lists and dicts"
+            )
 
     def _branches(self, at: Point) -> tuple[str, ...]:
         """What guidance asks for."""
@@ -329,13 +348,3 @@ def _identifier(name: str) -> str:
     if not isinstance(name, str) or not name.isidentifier():
         raise PlanError(f"a given tensor or call is named {name!r}; use a Python identifier")
     return name
-
-
-def _vectors(memory: Any) -> Iterator[Vector]:
-    if isinstance(memory, Vector):
-        yield memory
-    elif isinstance(memory, tuple | list):
-        for inner in memory:
-            yield from _vectors(inner)
-    elif isinstance(memory, dict):
-        yield from _vectors(list(memory.values()))
