@@ -126,6 +126,9 @@ class Compiler:
         targets = [s for s in carried if not self._is_past(s, k)]
         if before is not None and before.x is not None and before.x not in targets:
             targets.append(before.x)
+        if before is None and carried[0] not in targets:
+            # The last event was of no use to the result, which is there already; the last row stores it all the same.
+            targets.insert(0, carried[0])
         replaced: dict[Symbol, Combination | None] = {}
         recipes = {target: Combination.of(target).replace(definition, replaced) for target in targets}
         # The clamped D of the event just over is made whether or not anything uses it: it is what an observer sees.

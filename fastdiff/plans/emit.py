@@ -147,7 +147,7 @@ class Emitter:
                 network = len(outputs)
             store = DENOISED if target.label == DENOISED else self._buffers.names.get(target)
             # A next network input that was carried in already is not stored again.
-            store = None if target in stage.read else store
+            store = None if target in stage.read and stage.before is not None else store
             base = bases[target]
             rest = recipe if base is None else recipe + Combination.of(base, -mp.one)
             terms, noise = self._terms(rest, names, scalars)
