@@ -279,6 +279,13 @@ HOST = (
         'ratio * (1 - real(self.phi, "phi")) + (1 - 1 +',
         "tests/test_eager.py::test_rescaled_guidance_says_what_its_paper_says",
     ),
+    Mutant(
+        "D is of the scaled state",
+        "fastdiff/solvers/trace.py",
+        "d = seen * (scalars.c_skip / at.s) +",
+        "d = seen * scalars.c_skip +",
+        SAYS,
+    ),
     # The Brownian path.
     Mutant("a draw is drawn anew", "fastdiff/solvers/trace.py", "if draw not in self._known:", "if True:", BROWNIAN),
     Mutant(
@@ -337,7 +344,7 @@ HOST = (
         "fastdiff/plans/emit.py",
         'f"{self._prefix}{s.kind}{s.index}{s.label}"',
         'f"{self._prefix}{s.kind}{s.index % 4}{s.label}"',
-        SAYS,
+        "tests/test_traffic.py::test_keeping_every_vector_costs_no_traffic",
     ),
     Mutant(
         "what is remembered takes the name of what was",
@@ -373,6 +380,20 @@ HOST = (
         "if any(vector.home is not self._trace for vector in vectors):",
         "if any(vector.home is None for vector in vectors):",
         FOREIGN,
+    ),
+    Mutant(
+        "a result that is there already is not stored by the last row",
+        "fastdiff/plans/compiler.py",
+        "if before is None and carried[0] not in targets:",
+        "if before is None and carried[0] is None:",
+        "tests/test_eager.py::test_unusual_texts_are_compiled_to_what_they_say",
+    ),
+    Mutant(
+        "vectors are looked for in nothing",
+        "fastdiff/solvers/trace.py",
+        "elif not isinstance(memory, Point | Scalar | Number | str | None):",
+        "elif memory is self:",
+        "tests/test_refusals.py::test_memory_in_which_vectors_are_not_found_is_refused",
     ),
     # Scalars.
     Mutant(
