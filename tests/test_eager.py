@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import textbook
@@ -161,7 +162,7 @@ def everything(trace, x, now, then, memory):
     D = found["cond"] * 0.75 + found["uncond"] * mp.mpf("0.25") - -mask * 0.01
     turned = trace.call("turn", D, mask)
     u, v = D - turned, turned * 2 - mask
-    size = (u.dot(u) / (v.dot(v) + 1) + 0.5).at_least(0.25).sqrt()
+    size = (u.dot(u) * 3 / (v.dot(v) * 2 + 1) + 0.5).at_least(0.25).sqrt()
     mean = turned.total() / turned.size()
     other = (1 - trace.dot(mask, mask) * 0.125) * 0.125 - trace.dot(u, v) / trace.dot(v, v).at_least(1e-3)
     pushed = (1 / (v.dot(v) * v.dot(v) + 2) - mean * 0.01) * mask
@@ -183,6 +184,89 @@ def test_scalars_calls_given_tensors_and_dicts_are_what_the_text_says(shape: tup
     for visible in (False, True):
         compiled = plan(dtype="float64", batched=False, visible=visible, **settings)
         assert distance(run(compiled, nets, shape, **given), expected) <= 300 * 2.0**-53 + PLAN
+
+
+def eulers(x: Any, D: Any, now: Any, then: Any) -> Any:
+    """Euler's method in sigma, for a path without a scale."""
+    return x + (D - x) * (1 - then.sigma / now.sigma)
+
+
+UNUSUAL: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "evaluates one state twice": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(x, now) * 0.25 + trace.denoise(x, now) * 0.75, now, then),
+        None,
+    ),
+    "evaluates one state at two points": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(x, now) * 0.75 + trace.denoise(x, trace.points[0]) * 0.25, now, then),
+        None,
+    ),
+    "evaluates what the network said": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(trace.denoise(x, now), now), now, then),
+        None,
+    ),
+    "evaluates a given tensor": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(trace.given("mask"), now), now, then),
+        None,
+    ),
+    "evaluates noise": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(trace.noise(), now), now, then),
+        None,
+    ),
+    "evaluates a path": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(trace.brownian(now), now), now, then),
+        None,
+    ),
+    "evaluates what it remembers": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(x if memory is None else memory, now), now, then),
+        x * 0.5,
+    ),
+    "evaluates for the next step": lambda trace, x, now, then, memory: (
+        lambda y: (y, trace.denoise(y, then if then.sigma else now))
+    )(eulers(x, trace.denoise(x, now) if memory is None else memory, now, then)),
+    "calls with noise": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(x, now), now, then) + trace.call("turn", trace.noise(), x) * then.sigma,
+        None,
+    ),
+    "calls what a call returned": lambda trace, x, now, then, memory: (
+        trace.call("turn", trace.call("turn", eulers(x, trace.denoise(x, now), now, then), x), x),
+        None,
+    ),
+    "calls with one vector twice": lambda trace, x, now, then, memory: (
+        (lambda y: trace.call("turn", y, y))(eulers(x, trace.denoise(x, now), now, then)),
+        None,
+    ),
+    "calls before it evaluates": lambda trace, x, now, then, memory: (
+        (lambda y: eulers(y, trace.denoise(y, now), now, then))(trace.call("turn", x, trace.given("mask"))),
+        None,
+    ),
+    "calls for D": lambda trace, x, now, then, memory: (
+        eulers(x, trace.call("turn", trace.denoise(x, now), x), now, then),
+        None,
+    ),
+    "calls for nothing": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(x, now), now, then),
+        trace.call("turn", x, x),
+    ),
+    "scales by a product of what it remembers": lambda trace, x, now, then, memory: (
+        eulers(x, trace.denoise(x, now) / (trace.dot(*(memory or [x, x])).at_least(1) + 1), now, then),
+        [x, x],
+    ),
+}
+
+
+@pytest.mark.parametrize("clip", [None, 0.75])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_texts_are_compiled_to_what_they_say(name: str, clip: float | None) -> None:
+    mask = torch.linspace(-1, 1, 12, dtype=torch.float64).view(SHAPE)
+    solver, nets = Solver("unusual", 1, "these tests", UNUSUAL[name]), branches("edm")
+    turn = {"turn": lambda a, b: a.flip(1) * 0.5 + b * 0.001}
+    settings = {"solver": solver, "steps": 4, "clip": clip}
+    expected = eager_sample(nets, SHAPE, SEEDS, given={"mask": mask}, calls=turn, **settings)
+    for visible in (False, True):
+        compiled = plan(dtype="float64", visible=visible, **settings)
+        given = {"given": {"mask": mask}} if compiled.given else {}
+        calls = {"calls": turn} if any(row.call for row in compiled.rows) else {}
+        assert distance(run(compiled, nets, **given, **calls), expected) <= PLAN
 
 
 def test_what_eager_needs_and_was_not_given_is_named() -> None:

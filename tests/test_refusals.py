@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+from test_eager import DPMPP_2M_SDE
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.churn import Churn
@@ -148,6 +151,10 @@ NO_VECTORS: dict[str, tuple[Step, str]] = {
     "factor NaN": (lambda trace, x, now, then, m: (x * float("nan"), None), "a factor is nan; it must be finite"),
     "complex factor": (lambda trace, x, now, then, m: (x * mp.sqrt(mp.mpf(-1)), None), "a factor is .*real number"),
     "divides by zero": (lambda trace, x, now, then, m: (x / 0, None), "divides by zero"),
+    "calls with nothing": (
+        lambda trace, x, now, then, m: (x + trace.call("f"), None),
+        "calls 'f' with nothing; give it vectors, from which it knows the shape",
+    ),
 }
 
 
@@ -250,6 +257,33 @@ def test_an_inner_product_of_what_the_launch_itself_makes_is_refused() -> None:
     refused(of_a_path, "an inner product needs W0, which the same launch clamps or draws")
 
 
+@dataclass
+class Past:
+    """What a stranger might remember."""
+
+    D: Any
+
+
+@pytest.mark.parametrize(
+    "wrap", [Past, lambda D: {D}, lambda D: iter([D]), lambda D: lambda: D, lambda D: [1, (Past(D),)]]
+)
+def test_memory_in_which_vectors_are_not_found_is_refused(wrap: Callable[[Any], Any]) -> None:
+    """Such a vector would be no variable, and what it is made of would grow with every step."""
+    refused(
+        lambda trace, x, now, then, m: (x, wrap(trace.denoise(x, now))),
+        "remembers a .*; keep vectors, points, numbers and text in tuples, lists and dicts",
+    )
+
+
+def test_memory_of_plain_things_is_taken() -> None:
+    def remember(trace, x, now, then, memory):
+        kept = [1, 2.5, mp.mpf(3), np.float32(4), True, None, "text", now, x.dot(x), {"x": (x,)}]
+        assert memory is None or [type(a) for a in memory] == [type(b) for b in kept]
+        return euler(trace, x, now, then, None)[0], kept
+
+    compiled(remember)
+
+
 # Too much.
 
 
@@ -286,6 +320,16 @@ def test_more_noise_than_a_row_draws_is_refused() -> None:
         return euler(trace, x, now, then, memory)
 
     refused(draw, r"row 0 \(first noise\): a row has 41 draws; at most 32 fit in one launch; draw less noise")
+
+
+def test_noise_of_the_callers_that_does_not_fit_is_refused() -> None:
+    """A caller's noise is read from columns, of which there are half as many as draws."""
+    with pytest.raises(
+        PlanError,
+        match=r"solver 'dpmpp_2m_sde', row 0: a row has 22 columns; at most 16 fit in one launch; 22 of these are the "
+        "caller's noise: use noise='counter'",
+    ):
+        plan(solver=DPMPP_2M_SDE, steps=5, noise="caller")
 
 
 def test_advice_on_the_state_type_is_given_where_it_helps() -> None:
