@@ -72,7 +72,8 @@ class Compiler:
         self._last = [result, *kept]
         self._definitions = dict(trace.variables)
         self._births: dict[Symbol, int] = {}
-        # In the order of their definition, so that births of what they refer to are known.
+        self._named_later: dict[Symbol, int] = {}
+        # In the order in which they were named, so that births of what they refer to are known, but for a few.
         for symbol, known in trace.variables.items():
             # What is remembered is remembered as of then, else draws that are stored would be stored from the start.
             own = known.after if symbol.kind in ("let", "W") else 0
@@ -109,7 +110,13 @@ class Compiler:
             return 0
         if symbol.kind in ("F", "D", "out"):
             return symbol.index + 1
-        return self._births[symbol]
+        if symbol in self._births:
+            return self._births[symbol]
+        # What refers to it was named before it was: there it can be computed as soon as what it is made of.
+        if symbol not in self._named_later:
+            births = [self._birth(s) for s in self._definitions[symbol].combination]
+            self._named_later[symbol] = max(births, default=0)
+        return self._named_later[symbol]
 
     def _is_past(self, symbol: Symbol, k: int) -> bool:
         return symbol.kind not in FRESH and self._birth(symbol) < k
@@ -126,8 +133,8 @@ class Compiler:
         targets = [s for s in carried if not self._is_past(s, k)]
         if before is not None and before.x is not None and before.x not in targets:
             targets.append(before.x)
-        if before is None and carried[0] not in targets:
-            # The last event was of no use to the result, which is there already; the last row stores it all the same.
+        if (before is None and carried[0] not in targets) or not targets:
+            # The event just over was of no use. The last row stores the result all the same, and any row something.
             targets.insert(0, carried[0])
         replaced: dict[Symbol, Combination | None] = {}
         recipes = {target: Combination.of(target).replace(definition, replaced) for target in targets}

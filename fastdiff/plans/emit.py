@@ -135,6 +135,8 @@ class Emitter:
         drawn = {s: d for s, d in self._draws.items() if s in symbols}
         names |= {s: f"{NOISE_PREFIX}{j}" for j, s in enumerate(drawn)}
         scalars = Scalars(stage.dots, names | {ONES: ONE})
+        if scalars.gram is not None and not columns:
+            raise PlanError("it takes an inner product of noise alone, and reads nothing; take it after evaluating")
 
         outputs, network = [], None
         for symbol, known in stage.inner.items():
@@ -147,7 +149,7 @@ class Emitter:
                 network = len(outputs)
             store = DENOISED if target.label == DENOISED else self._buffers.names.get(target)
             # A next network input that was carried in already is not stored again.
-            store = None if target in stage.read and stage.before is not None else store
+            store = None if target in stage.read and network == len(outputs) else store
             base = bases[target]
             rest = recipe if base is None else recipe + Combination.of(base, -mp.one)
             terms, noise = self._terms(rest, names, scalars)
