@@ -158,7 +158,8 @@ class Trace:
     @cached_property
     def variables(self) -> dict[Symbol, Definition]:
         """All variables in the order in which they came about; ask when the solver is done."""
-        return {symbol: Definition(x.written_out(), clip, after) for symbol, x, clip, after in self._named}
+        known: dict[Vector, Combination] = {}
+        return {symbol: Definition(x.written_out(known), clip, after) for symbol, x, clip, after in self._named}
 
     # Noise -----------------------------------------------------------------------------------------------------
 
