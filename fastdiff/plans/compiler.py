@@ -73,12 +73,13 @@ class Compiler:
         self._definitions = dict(trace.variables)
         self._births: dict[Symbol, int] = {}
         self._named_later: dict[Symbol, int] = {}
+        self._written_out: dict[Vector, Combination] = {}
         # In the order in which they were named, so that births of what they refer to are known, but for a few.
         for symbol, known in trace.variables.items():
             # What is remembered is remembered as of then, else draws that are stored would be stored from the start.
             own = known.after if symbol.kind in ("let", "W") else 0
             if symbol.kind != "D":
-                self._births[symbol] = max([own, *(self._birth(s) for s in known.combination)])
+                self._births[symbol] = max([own, *map(self._birth, self._made_of(known.combination))])
 
     def stages(self, denoised: bool = False) -> list[Stage]:
         """The stages in order; with ``denoised`` also D of each evaluation whose input is at hand.
@@ -104,6 +105,18 @@ class Compiler:
             carried = stage.read
         return stages[::-1]
 
+    def _made_of(self, combination: Combination) -> list[Symbol]:
+        """The symbols of a combination, and those that decide its coefficients."""
+        found, atoms = list(combination), combination.atoms
+        # What is added to the list while it is walked is walked too.
+        for atom in atoms:
+            for argument in atom.arguments:
+                if isinstance(argument, Vector):
+                    found += argument.combination(self._written_out)
+                else:
+                    atoms += [inner for inner in argument.terms if inner not in atoms]
+        return found
+
     def _birth(self, symbol: Symbol) -> int:
         """The stage at which a symbol can first be computed; a draw can be made at any stage."""
         if symbol.kind in ("xi", "given", "one"):
@@ -114,7 +127,7 @@ class Compiler:
             return self._births[symbol]
         # What refers to it was named before it was: there it can be computed as soon as what it is made of.
         if symbol not in self._named_later:
-            births = [self._birth(s) for s in self._definitions[symbol].combination]
+            births = map(self._birth, self._made_of(self._definitions[symbol].combination))
             self._named_later[symbol] = max(births, default=0)
         return self._named_later[symbol]
 
@@ -147,7 +160,7 @@ class Compiler:
             stage.inner[symbol] = replace(known, combination=known.combination.replace(definition, replaced))
         inside = [known.combination for known in stage.inner.values()]
         for atom in (atom for recipe in (*inside, *recipes.values()) for atom in recipe.atoms):
-            self._expand(atom, stage, lambda v: v.combination().replace(definition, replaced))
+            self._expand(atom, stage, lambda v: v.combination(self._written_out).replace(definition, replaced))
         if k:
             self._choose(stage, k)
         return stage
