@@ -147,8 +147,10 @@ class Compiler:
         if before is not None and before.x is not None and before.x not in targets:
             targets.append(before.x)
         if (before is None and carried[0] not in targets) or not targets:
-            # The event just over was of no use. The last row stores the result all the same, and any row something.
-            targets.insert(0, carried[0])
+            # The event just over was of no use. The last row stores the result all the same, and any row makes
+            # something: a call that is given nothing but tensors of the caller's leaves nothing else.
+            called = before.call[1] if before is not None and before.call is not None else ()
+            targets.insert(0, [*carried, *called][0])
         replaced: dict[Symbol, Combination | None] = {}
         recipes = {target: Combination.of(target).replace(definition, replaced) for target in targets}
         # The clamped D of the event just over is made whether or not anything uses it: it is what an observer sees.
@@ -160,7 +162,7 @@ class Compiler:
             stage.inner[symbol] = replace(known, combination=known.combination.replace(definition, replaced))
         inside = [known.combination for known in stage.inner.values()]
         for atom in (atom for recipe in (*inside, *recipes.values()) for atom in recipe.atoms):
-            self._expand(atom, stage, lambda v: v.combination(self._written_out).replace(definition, replaced))
+            self._expand(atom, stage, k, lambda v: v.combination(self._written_out).replace(definition, replaced))
         if k:
             self._choose(stage, k)
         return stage
@@ -168,13 +170,13 @@ class Compiler:
     def _is_clipped(self, symbol: Symbol) -> bool:
         return symbol in self._definitions and self._definitions[symbol].clip is not None
 
-    def _expand(self, atom: Atom, stage: Stage, written_out: Callable[[Vector], Combination]) -> None:
+    def _expand(self, atom: Atom, stage: Stage, k: int, written_out: Callable[[Vector], Combination]) -> None:
         """Add an atom and all that it is made of to a stage's dots."""
         if atom in stage.dots:
             return
         for argument in atom.arguments:
             for inner in () if isinstance(argument, Vector) else argument.terms:
-                self._expand(inner, stage, written_out)
+                self._expand(inner, stage, k, written_out)
         vectors = [argument for argument in atom.arguments if isinstance(argument, Vector)]
         step = stage.after.step if stage.after else 0
         where = f"solver {self._trace.solver!r}, step {step}"
@@ -186,7 +188,8 @@ class Compiler:
                 raise PlanError(
                     f"{where}: an inner product of a vector that is itself scaled by a scalar; multiply it out"
                 )
-            if unmade := [str(s) for s in combination if s in stage.inner]:
+            # What is drawn for an inner product alone is not among the inner vectors.
+            if unmade := [str(s) for s in combination if s.kind not in FRESH and not self._is_past(s, k)]:
                 raise PlanError(
                     f"{where}: an inner product needs {', '.join(unmade)}, which the same launch clamps or draws; "
                     "leave clip out, or take the product of what the launch reads"

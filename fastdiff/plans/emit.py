@@ -48,6 +48,12 @@ class Buffers:
             self.names[symbol] = self._take(wanted.get(symbol))
         return before
 
+    def spare(self) -> str:
+        """A buffer that holds nothing that is carried."""
+        name = self._take(None)
+        self._free = sorted([*self._free, name])
+        return name
+
     def _take(self, wanted: str | None) -> str:
         """The wanted name if it is free, else the last free one in the alphabet ("x" is the favourite), else new."""
         if wanted in self._free:
@@ -77,6 +83,10 @@ class OwnNames(Buffers):
         own = {s: f"{self._prefix}{s.kind}{s.index}{s.label}" for s in stage.carried} | self._chosen
         self.names |= {symbol: own[symbol] for symbol in stage.carried}
         return before
+
+    def spare(self) -> str:
+        """See ``Buffers``; no vector is called so."""
+        return f"{self._prefix}spare"
 
 
 class Emitter:
@@ -156,7 +166,7 @@ class Emitter:
             outputs.append(Output(None if base is None else names[base], terms, noise, store))
         if not columns and not any(output.store for output in outputs):
             # An op learns how large the batch is from a tensor that it reads or stores.
-            outputs[0] = replace(outputs[0], store=FIRST_BUFFER)
+            outputs[0] = replace(outputs[0], store=self._buffers.spare())
         before = stage.before
         row = Row(
             columns=tuple(columns),
