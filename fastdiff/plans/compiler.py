@@ -78,8 +78,9 @@ class Compiler:
         for symbol, known in trace.variables.items():
             # What is remembered is remembered as of then, else draws that are stored would be stored from the start.
             own = known.after if symbol.kind in ("let", "W") else 0
+            made_of = self._made_of(known.combination)
             if symbol.kind != "D":
-                self._births[symbol] = max([own, *map(self._birth, self._made_of(known.combination))])
+                self._births[symbol] = max([own, *map(self._birth, made_of)])
 
     def stages(self, denoised: bool = False) -> list[Stage]:
         """The stages in order; with ``denoised`` also D of each evaluation whose input is at hand.
@@ -112,6 +113,9 @@ class Compiler:
         for atom in atoms:
             for argument in atom.arguments:
                 if isinstance(argument, Vector):
+                    if argument.home is not self._trace:
+                        where = f"solver {self._trace.solver!r}"
+                        raise PlanError(f"{where}: an inner product of vectors of another trace; use what its step got")
                     found += argument.combination(self._written_out)
                 else:
                     atoms += [inner for inner in argument.terms if inner not in atoms]
@@ -180,8 +184,6 @@ class Compiler:
         vectors = [argument for argument in atom.arguments if isinstance(argument, Vector)]
         step = stage.after.step if stage.after else 0
         where = f"solver {self._trace.solver!r}, step {step}"
-        if any(vector.home is not self._trace for vector in vectors):
-            raise PlanError(f"{where}: an inner product of vectors of another trace; use what the step was given")
         combinations = tuple(written_out(vector) for vector in vectors)
         for combination in combinations:
             if not combination.fixed:
