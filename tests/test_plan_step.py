@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -34,13 +34,23 @@ def points(steps: int, schedule: str = "edm") -> list[Point]:
     return [Point(chosen.path, t) for t in chosen.grid(steps)]
 
 
-def replay(compiled: Plan, held: Mapping[str, Tensor], nets: Nets, shape: Sequence[int] = SHAPE) -> dict[str, Tensor]:
+def replay(
+    compiled: Plan,
+    held: Mapping[str, Tensor],
+    nets: Nets,
+    shape: Sequence[int] = SHAPE,
+    seeds: Sequence[int] = SEEDS,
+    calls: Mapping[str, Callable[..., Tensor]] = {},
+) -> dict[str, Tensor]:
     """Every row of a step's plan, on given tensors; what it stored."""
     steps, made, columns = Steps(compiled), {}, {f"in_{name}": tensor for name, tensor in held.items()}
     for k, row in enumerate(compiled.rows):
         z = row.network is not None
-        found = steps(k, columns | made, seeds=list(SEEDS)[: shape[0]], shape=shape, z=z)
+        found = steps(k, columns | made, seeds=list(seeds)[: shape[0]], shape=shape, z=z)
         made |= {name: tensor for name, tensor in found.items() if name != "z"}
+        if row.call is not None:
+            name, arguments = row.call
+            made[f"out_{name}"] = calls[name](*((columns | made)[argument] for argument in arguments))
         if z:
             told = torch.full((len(found["z"]),), row.c_noise, dtype=torch.float64)
             made |= {f"F_{branch}": nets[branch](found["z"], told) for branch in row.branches}

@@ -33,7 +33,7 @@ def compiled(step: Step, **settings: Any) -> None:
 
 def refused(step: Step, complaint: str, at: str = "step 0", **settings: Any) -> None:
     """Its message is ``solver 'mine', step k ... complaint``."""
-    with pytest.raises(PlanError, match=f"^solver 'mine', {at}.*{complaint}"):
+    with pytest.raises(PlanError, match=f"^solver 'mine'{at and f', {at}'}.*{complaint}"):
         compiled(step, **settings)
 
 
@@ -97,7 +97,9 @@ FOREIGN: dict[str, tuple[Callable[[Any], Step], str]] = {
 def test_a_vector_of_another_trace_is_refused(how: str) -> None:
     """It would be taken for the vector of this trace that has the same place."""
     step, complaint = FOREIGN[how]
-    refused(step(kept()), f"{complaint}.* of another trace; use what (this|the) step was given")
+    # What a scalar is made of is looked at when the trace is complete.
+    at = "" if how == "scales by" else "step 0"
+    refused(step(kept()), f"{complaint}.* of another trace; use what (this step was given|its step got)", at=at)
 
 
 RETURNS: dict[str, tuple[Callable[[Any], Any], str]] = {
@@ -199,7 +201,7 @@ def test_a_divisor_that_can_be_zero_is_refused() -> None:
         lambda x: x / (x.dot(x).at_least(1e-3) - 1e-3),
         lambda x: x / -(x.dot(x) + 1),
     ):
-        refused(lambda trace, x, now, then, m, divide=divide: (divide(x), None), advice)
+        refused(lambda trace, x, now, then, m, divide=divide: (divide(trace.denoise(x, now)), None), advice)
     for divide in (
         lambda x: x / x.dot(x).at_least(1e-12),
         lambda x: x / (x.dot(x) + 1),
@@ -208,7 +210,7 @@ def test_a_divisor_that_can_be_zero_is_refused() -> None:
         lambda x: x * (lambda t: t / (t * t + 1))(x.total()),
         lambda x: x * (x.dot(x) / 2),
     ):
-        compiled(lambda trace, x, now, then, m, divide=divide: (divide(x), None), steps=1)
+        compiled(lambda trace, x, now, then, m, divide=divide: (divide(trace.denoise(x, now)), None))
 
 
 def test_a_root_of_what_can_be_negative_is_refused() -> None:
@@ -221,14 +223,14 @@ def test_a_root_of_what_can_be_negative_is_refused() -> None:
         lambda x: (x.total() * x.dot(x)).sqrt(),
         lambda x: x.total().at_least(-1).sqrt(),
     ):
-        refused(lambda trace, x, now, then, m, root=root: (x * root(x), None), advice)
+        refused(lambda trace, x, now, then, m, root=root: (x * root(trace.denoise(x, now)), None), advice)
     for root in (
         lambda x: x.dot(x).sqrt(),
         lambda x: (x.dot(x) * 3 + 2).sqrt(),
         lambda x: x.total().at_least(0).sqrt(),
         lambda x: (lambda t: t * t)(x.total()).sqrt(),
     ):
-        compiled(lambda trace, x, now, then, m, root=root: (x * root(x), None), steps=1)
+        compiled(lambda trace, x, now, then, m, root=root: (x * root(trace.denoise(x, now)), None))
 
 
 def test_what_is_no_number_is_refused_by_scalars_too() -> None:
@@ -255,6 +257,25 @@ def test_an_inner_product_of_what_the_launch_itself_makes_is_refused() -> None:
         return x + W * trace.dot(W, W), None
 
     refused(of_a_path, "an inner product needs W0, which the same launch clamps or draws")
+
+    def of_a_path_alone(trace, x, now, then, memory):
+        D, W = trace.denoise(x, now), trace.brownian(then)
+        return D * trace.dot(W, W), None
+
+    refused(of_a_path_alone, "an inner product needs W0, which the same launch clamps or draws")
+
+
+def test_an_inner_product_of_noise_alone_is_refused_where_a_row_reads_nothing() -> None:
+    """It could not know how large a sample is."""
+
+    def on_a_sphere(trace, x, now, then, memory):
+        x = x / x.dot(x).at_least(1e-12).sqrt() if memory is None else x
+        return euler(trace, x, now, then, memory)[0], ()
+
+    refused(
+        on_a_sphere,
+        r"row 0 \(first noise\): it takes an inner product of noise alone, and reads nothing; take it after",
+    )
 
 
 @dataclass

@@ -377,8 +377,8 @@ HOST = (
     Mutant(
         "an inner product of another trace is taken",
         "fastdiff/plans/compiler.py",
-        "if any(vector.home is not self._trace for vector in vectors):",
-        "if any(vector.home is None for vector in vectors):",
+        "if argument.home is not self._trace:",
+        "if argument.home is None:",
         FOREIGN,
     ),
     Mutant(
@@ -394,6 +394,27 @@ HOST = (
         "elif not isinstance(memory, Point | Scalar | Number | str | None):",
         "elif memory is self:",
         "tests/test_refusals.py::test_memory_in_which_vectors_are_not_found_is_refused",
+    ),
+    Mutant(
+        "a row that reads nothing stores over what is carried",
+        "fastdiff/plans/emit.py",
+        "store=self._buffers.spare()",
+        "store=FIRST_BUFFER",
+        "tests/test_random_texts.py::test_a_row_that_reads_nothing_leaves_what_is_carried_alone",
+    ),
+    Mutant(
+        "a variable does not wait for what scales it",
+        "fastdiff/plans/compiler.py",
+        "found, atoms = list(combination), combination.atoms",
+        "found, atoms = list(combination), []",
+        "tests/test_random_texts.py::test_texts_that_once_were_compiled_wrongly",
+    ),
+    Mutant(
+        "a path that only an inner product needs is left out",
+        "fastdiff/plans/compiler.py",
+        "if s.kind not in FRESH and not self._is_past(s, k)]",
+        "if s in stage.inner]",
+        "tests/test_random_texts.py::test_texts_that_once_were_compiled_wrongly",
     ),
     # Scalars.
     Mutant(
