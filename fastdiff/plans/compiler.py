@@ -76,11 +76,10 @@ class Compiler:
         self._written_out: dict[Vector, Combination] = {}
         # In the order in which they were named, so that births of what they refer to are known, but for a few.
         for symbol, known in trace.variables.items():
-            # What is remembered is remembered as of then, else draws that are stored would be stored from the start.
-            own = known.after if symbol.kind in ("let", "W") else 0
             made_of = self._made_of(known.combination)
             if symbol.kind != "D":
-                self._births[symbol] = max([own, *map(self._birth, made_of)])
+                # It is there as of then, else what is made of draws alone would be stored from the start.
+                self._births[symbol] = max([known.after, *map(self._birth, made_of)])
 
     def stages(self, denoised: bool = False) -> list[Stage]:
         """The stages in order; with ``denoised`` also D of each evaluation whose input is at hand.
