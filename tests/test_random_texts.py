@@ -171,6 +171,7 @@ def test_a_row_that_reads_nothing_leaves_what_is_carried_alone() -> None:
 
     def step(trace, x, now, then, memory):
         D = trace.denoise(x, now)
+        trace.denoise(trace.noise(), now)
         seen = trace.denoise(trace.noise(), now)
         return D * 0.5 + x * 0.25 + seen * 0.125 + (memory or D) * 0.0625, D
 

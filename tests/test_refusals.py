@@ -262,7 +262,8 @@ def test_an_inner_product_of_what_the_launch_itself_makes_is_refused() -> None:
         D, W = trace.denoise(x, now), trace.brownian(then)
         return D * trace.dot(W, W), None
 
-    refused(of_a_path_alone, "an inner product needs W0, which the same launch clamps or draws")
+    # Stages are compiled from the last to the first.
+    refused(of_a_path_alone, "an inner product needs W2, which the same launch clamps or draws", at="step 2")
 
 
 def test_an_inner_product_of_noise_alone_is_refused_where_a_row_reads_nothing() -> None:

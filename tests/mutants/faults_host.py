@@ -314,8 +314,8 @@ HOST = (
     Mutant(
         "what is remembered is there from the start",
         "fastdiff/plans/compiler.py",
-        'own = known.after if symbol.kind in ("let", "W") else 0',
-        "own = 0",
+        "max([known.after, *map(self._birth, made_of)])",
+        "max([0, *map(self._birth, made_of)])",
         PATH,
     ),
     Mutant(
@@ -335,8 +335,8 @@ HOST = (
     Mutant(
         "variables are looked into",
         "fastdiff/maths/vector.py",
-        "return Combination.of(self.symbol) if self.symbol is not None else",
-        "return Combination.of(self.symbol) if not self.parts else",
+        "        if self.symbol is not None:\n            return Combination.of(self.symbol)\n",
+        "        if not self.parts:\n            return Combination.of(self.symbol)\n",
         COST,
     ),
     Mutant(
@@ -384,7 +384,7 @@ HOST = (
     Mutant(
         "a result that is there already is not stored by the last row",
         "fastdiff/plans/compiler.py",
-        "if before is None and carried[0] not in targets:",
+        "if (before is None and carried[0] not in targets) or not targets:",
         "if before is None and carried[0] is None:",
         "tests/test_eager.py::test_unusual_texts_are_compiled_to_what_they_say",
     ),
