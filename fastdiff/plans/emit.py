@@ -198,6 +198,7 @@ class Emitter:
     ) -> tuple[tuple[tuple[str, Coefficient], ...], tuple[tuple[str, Coefficient], ...]]:
         """Name and coefficient of each term in column order, noise apart; one that rounds to zero is left out."""
         terms = combination.terms
+        assert names.keys() >= terms.keys(), f"a stage cannot read {terms.keys() - names.keys()}"
         rounded = [(s, name, scalars.coefficient(terms[s], self._dtype)) for s, name in names.items() if s in terms]
         kept = [(s.kind, (name, c)) for s, name, c in rounded if c]
         return tuple(t for kind, t in kept if kind != "xi"), tuple(t for kind, t in kept if kind == "xi")

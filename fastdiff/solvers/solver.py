@@ -6,7 +6,7 @@
         return x + d * (then.t - now.t), None
 
 A step takes the state ``x`` at the point ``now`` to the point ``then``. What it returns as memory it is given again at
-the next step; at the first it is None. It may return vectors, points and numbers there, in tuples and lists.
+the next step; at the first it is None. It may return vectors, points and numbers there, in tuples, lists and dicts.
 """
 
 from __future__ import annotations
