@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
+from numbers import Real as Number
 from typing import Any
 
 from fastdiff.errors import PlanError
@@ -60,6 +61,9 @@ class Scalar:
             lowest = min(self.sign, other.sign)
             sign = Sign.NOT_NEGATIVE if other is self and lowest is Sign.ANY else lowest
             return Scalar.of(Atom("mul", (self, other), sign))
+        if not isinstance(other, Scalar | Number):
+            # A vector: it knows how to be multiplied by a scalar.
+            return NotImplemented
         factor = other.constant if isinstance(other, Scalar) else real(other, "a factor")
         return Scalar(self.constant * factor, {atom: c * factor for atom, c in self.terms.items()} if factor else {})
 

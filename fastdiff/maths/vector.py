@@ -137,7 +137,9 @@ class Vector:
         if not isinstance(other, Vector):
             raise PlanError(f"{self.home.where}: {doing} {other!r} ({type(other).__name__}); it must be a vector")
         if other.home is not self.home:
-            raise PlanError(f"{self.home.where}: {doing} a vector of another trace; use what this step was given")
+            # The trace that runs is the one that is at a step.
+            running = self.home if self.home.step is not None else other.home
+            raise PlanError(f"{running.where}: {doing} a vector of another trace; use what this step was given")
 
     def __add__(self, other: Vector) -> Vector:
         self._check(other, "adds")
@@ -162,6 +164,8 @@ class Vector:
     def __truediv__(self, divisor: Any) -> Vector:
         if isinstance(divisor, Scalar):
             return self * (1 / divisor)
+        if isinstance(divisor, Vector):
+            raise PlanError(f"{self.home.where}: divides by a vector; a vector is divided by a number or a scalar")
         number = real(divisor, "a divisor")
         if not number:
             raise PlanError(f"{self.home.where}: divides by zero")
@@ -181,15 +185,26 @@ class Vector:
         ones = Vector(self.home, {}, ONES)
         return Scalar.of(Atom("dot", (ones, ones), Sign.POSITIVE))
 
-    def combination(self) -> Combination:
-        """Over symbols: variables are not looked into."""
-        return Combination.of(self.symbol) if self.symbol is not None else self.written_out()
+    def combination(self, known: dict[Vector, Combination] | None = None) -> Combination:
+        """Over symbols: variables are not looked into.
 
-    def written_out(self) -> Combination:
+        Args:
+            known: combinations of vectors that were written out since the last one became a variable; added to. A
+                vector that others share would be written out once for each of them, and again for each of theirs.
+        """
+        if self.symbol is not None:
+            return Combination.of(self.symbol)
+        known = {} if known is None else known
+        if self not in known:
+            known[self] = self.written_out(known)
+        return known[self]
+
+    def written_out(self, known: dict[Vector, Combination] | None = None) -> Combination:
         """The same, looking into this one."""
+        known = {} if known is None else known
         total: dict[Symbol, Any] = {}
         for part, c in self.parts.items():
-            _accumulate(total, (part.combination() * c).terms)
+            _accumulate(total, (part.combination(known) * c).terms)
         return Combination(total)
 
 

@@ -72,12 +72,14 @@ class Compiler:
         self._last = [result, *kept]
         self._definitions = dict(trace.variables)
         self._births: dict[Symbol, int] = {}
-        # In the order of their definition, so that births of what they refer to are known.
+        self._named_later: dict[Symbol, int] = {}
+        self._written_out: dict[Vector, Combination] = {}
+        # In the order in which they were named, so that births of what they refer to are known, but for a few.
         for symbol, known in trace.variables.items():
-            # What is remembered is remembered as of then, else draws that are stored would be stored from the start.
-            own = known.after if symbol.kind in ("let", "W") else 0
+            made_of = self._made_of(known.combination)
             if symbol.kind != "D":
-                self._births[symbol] = max([own, *(self._birth(s) for s in known.combination)])
+                # It is there as of then, else what is made of draws alone would be stored from the start.
+                self._births[symbol] = max([known.after, *map(self._birth, made_of)])
 
     def stages(self, denoised: bool = False) -> list[Stage]:
         """The stages in order; with ``denoised`` also D of each evaluation whose input is at hand.
@@ -103,13 +105,34 @@ class Compiler:
             carried = stage.read
         return stages[::-1]
 
+    def _made_of(self, combination: Combination) -> list[Symbol]:
+        """The symbols of a combination, and those that decide its coefficients."""
+        found, atoms = list(combination), combination.atoms
+        # What is added to the list while it is walked is walked too.
+        for atom in atoms:
+            for argument in atom.arguments:
+                if isinstance(argument, Vector):
+                    if argument.home is not self._trace:
+                        where = f"solver {self._trace.solver!r}"
+                        raise PlanError(f"{where}: an inner product of vectors of another trace; use what its step got")
+                    found += argument.combination(self._written_out)
+                else:
+                    atoms += [inner for inner in argument.terms if inner not in atoms]
+        return found
+
     def _birth(self, symbol: Symbol) -> int:
         """The stage at which a symbol can first be computed; a draw can be made at any stage."""
         if symbol.kind in ("xi", "given", "one"):
             return 0
         if symbol.kind in ("F", "D", "out"):
             return symbol.index + 1
-        return self._births[symbol]
+        if symbol in self._births:
+            return self._births[symbol]
+        # What refers to it was named before it was: there it can be computed as soon as what it is made of.
+        if symbol not in self._named_later:
+            births = map(self._birth, self._made_of(self._definitions[symbol].combination))
+            self._named_later[symbol] = max(births, default=0)
+        return self._named_later[symbol]
 
     def _is_past(self, symbol: Symbol, k: int) -> bool:
         return symbol.kind not in FRESH and self._birth(symbol) < k
@@ -126,6 +149,11 @@ class Compiler:
         targets = [s for s in carried if not self._is_past(s, k)]
         if before is not None and before.x is not None and before.x not in targets:
             targets.append(before.x)
+        if (before is None and carried[0] not in targets) or not targets:
+            # The event just over was of no use. The last row stores the result all the same, and any row makes
+            # something: a call that is given nothing but tensors of the caller's leaves nothing else.
+            called = before.call[1] if before is not None and before.call is not None else ()
+            targets.insert(0, [*carried, *called][0])
         replaced: dict[Symbol, Combination | None] = {}
         recipes = {target: Combination.of(target).replace(definition, replaced) for target in targets}
         # The clamped D of the event just over is made whether or not anything uses it: it is what an observer sees.
@@ -137,7 +165,7 @@ class Compiler:
             stage.inner[symbol] = replace(known, combination=known.combination.replace(definition, replaced))
         inside = [known.combination for known in stage.inner.values()]
         for atom in (atom for recipe in (*inside, *recipes.values()) for atom in recipe.atoms):
-            self._expand(atom, stage, lambda v: v.combination().replace(definition, replaced))
+            self._expand(atom, stage, k, lambda v: v.combination(self._written_out).replace(definition, replaced))
         if k:
             self._choose(stage, k)
         return stage
@@ -145,23 +173,24 @@ class Compiler:
     def _is_clipped(self, symbol: Symbol) -> bool:
         return symbol in self._definitions and self._definitions[symbol].clip is not None
 
-    def _expand(self, atom: Atom, stage: Stage, written_out: Callable[[Vector], Combination]) -> None:
+    def _expand(self, atom: Atom, stage: Stage, k: int, written_out: Callable[[Vector], Combination]) -> None:
         """Add an atom and all that it is made of to a stage's dots."""
         if atom in stage.dots:
             return
         for argument in atom.arguments:
             for inner in () if isinstance(argument, Vector) else argument.terms:
-                self._expand(inner, stage, written_out)
+                self._expand(inner, stage, k, written_out)
         vectors = [argument for argument in atom.arguments if isinstance(argument, Vector)]
-        combinations = tuple(written_out(vector) for vector in vectors)
         step = stage.after.step if stage.after else 0
         where = f"solver {self._trace.solver!r}, step {step}"
+        combinations = tuple(written_out(vector) for vector in vectors)
         for combination in combinations:
             if not combination.fixed:
                 raise PlanError(
                     f"{where}: an inner product of a vector that is itself scaled by a scalar; multiply it out"
                 )
-            if unmade := [str(s) for s in combination if s in stage.inner]:
+            # What is drawn for an inner product alone is not among the inner vectors.
+            if unmade := [str(s) for s in combination if s.kind not in FRESH and not self._is_past(s, k)]:
                 raise PlanError(
                     f"{where}: an inner product needs {', '.join(unmade)}, which the same launch clamps or draws; "
                     "leave clip out, or take the product of what the launch reads"

@@ -74,7 +74,7 @@ def plan(
             stages = Compiler(trace, result, partial_sums, visible).stages(denoised)
             buffers = OwnNames() if visible else Buffers()
             rows = tuple(Emitter(trace.draws, dtype, batched, trace.solver, buffers).rows(stages))
-            rows = tuple(map(_with_caller_noise, rows)) if noise == "caller" else rows
+            rows = _with_caller_noise(rows, trace.solver) if noise == "caller" else rows
             return Plan(rows, dtype, title, batched, noise == "caller")
 
         natural = compiled(partial_sums=False)
@@ -82,7 +82,11 @@ def plan(
         if visible or any(row.gram is not None for row in natural.rows):
             return natural
         # Partial sums must earn their place: fewer bytes, and an error bound at most 1.5 times the natural one.
-        sums = compiled(partial_sums=True)
+        try:
+            sums = compiled(partial_sums=True)
+        except PlanError:
+            # They can need more of a row than it holds where the natural form does not.
+            return natural
         cheaper = sum(sums.traffic()) < sum(natural.traffic())
         return sums if cheaper and sums.bound().error <= 1.5 * natural.bound().error else natural
 
@@ -144,6 +148,8 @@ def plan_step(
     """
     with LOCK:
         method, known = solver_of(solver), prediction_of(prediction)
+        if not isinstance(step, int) or step < 0:
+            raise PlanError(f"step is {step!r}; it must be an integer of at least 0")
         trace = Trace([now, then], known, guide_of(guidance), churn or Churn(), count(steps, "steps"), clip_of(clip))
         trace.solver, trace.step = method.name, step
         remembered = _exchange(memory, Held, lambda held: trace.given(held.name))
@@ -176,12 +182,12 @@ def schedule_of(schedule: str | Schedule | Sequence[float]) -> Schedule:
 
 def prediction_of(prediction: str | Prediction) -> Prediction:
     """A prediction from its name, or itself."""
-    return named_prediction(prediction) if isinstance(prediction, str) else prediction
+    return prediction if isinstance(prediction, Prediction) else named_prediction(prediction)
 
 
 def solver_of(solver: str | Solver) -> Solver:
     """A solver from its name, or itself."""
-    return named_solver(solver) if isinstance(solver, str) else solver
+    return solver if isinstance(solver, Solver) else named_solver(solver)
 
 
 def guide_of(guidance: float | Guide) -> Guide:
@@ -213,7 +219,9 @@ def _exchange(memory: Any, kind: type, exchange: Any) -> Any:
     if isinstance(memory, dict):
         return {key: _exchange(value, kind, exchange) for key, value in memory.items()}
     if isinstance(memory, tuple | list):
-        return type(memory)(_exchange(value, kind, exchange) for value in memory)
+        values = [_exchange(value, kind, exchange) for value in memory]
+        # A named tuple takes its fields one by one.
+        return type(memory)(*values) if hasattr(memory, "_fields") else type(memory)(values)
     return memory
 
 
@@ -230,7 +238,14 @@ def _title(trace: Trace, schedule: Schedule) -> str:
     return title if trace.clip is None else f"{title} · clip {float(trace.clip):g}"
 
 
-def _with_caller_noise(row: Row) -> Row:
-    """The same row with its draws read from columns."""
-    names = tuple(name for name, _ in row.draws)
-    return replace(row, columns=row.columns + names, draws=())
+def _with_caller_noise(rows: Sequence[Row], solver: str) -> tuple[Row, ...]:
+    """The same rows with their draws read from columns."""
+    made = []
+    for k, row in enumerate(rows):
+        names = tuple(name for name, _ in row.draws)
+        try:
+            made.append(replace(row, columns=row.columns + names, draws=()))
+        except PlanError as error:
+            advice = f"{len(names)} of these are the caller's noise: use noise='counter'"
+            raise PlanError(f"solver {solver!r}, row {k}: {error}; {advice}") from None
+    return tuple(made)

@@ -19,6 +19,12 @@ from fastdiff.rows.row import CALLED_PREFIX, GIVEN_PREFIX, NETWORK_PREFIX, NOISE
 DENOISED = "denoised"
 FIRST_BUFFER = "x"
 GIVEN_STATE = ("given", 1)
+ADVICE = {
+    "must be finite": "; the state is DTYPE; use float64 or less extreme noise levels",
+    "columns; at most": "; remember fewer vectors from step to step",
+    "draws; at most": "; draw less noise between two evaluations, and ask for brownian(now) before evaluating",
+}
+"""What to do about a fault of a row, by words of its message."""
 
 
 class Buffers:
@@ -41,6 +47,12 @@ class Buffers:
         for symbol in sorted(new, key=lambda s: wanted.get(s) not in self._free):
             self.names[symbol] = self._take(wanted.get(symbol))
         return before
+
+    def spare(self) -> str:
+        """A buffer that holds nothing that is carried."""
+        name = self._take(None)
+        self._free = sorted([*self._free, name])
+        return name
 
     def _take(self, wanted: str | None) -> str:
         """The wanted name if it is free, else the last free one in the alphabet ("x" is the favourite), else new."""
@@ -71,6 +83,10 @@ class OwnNames(Buffers):
         own = {s: f"{self._prefix}{s.kind}{s.index}{s.label}" for s in stage.carried} | self._chosen
         self.names |= {symbol: own[symbol] for symbol in stage.carried}
         return before
+
+    def spare(self) -> str:
+        """See ``Buffers``; no vector is called so."""
+        return f"{self._prefix}spare"
 
 
 class Emitter:
@@ -112,8 +128,8 @@ class Emitter:
         try:
             return self._row(stage)
         except PlanError as error:
-            finite = "must be finite" in str(error)
-            advice = f"; the state is {self._dtype}; use float64 or less extreme noise levels" if finite else ""
+            advice = next((advice for fault, advice in ADVICE.items() if fault in str(error)), "")
+            advice = advice.replace("DTYPE", self._dtype)
             raise PlanError(f"solver {self._solver!r}, step {step}, row {k} ({where}): {error}{advice}") from None
 
     def _row(self, stage: Stage) -> Row:
@@ -129,6 +145,8 @@ class Emitter:
         drawn = {s: d for s, d in self._draws.items() if s in symbols}
         names |= {s: f"{NOISE_PREFIX}{j}" for j, s in enumerate(drawn)}
         scalars = Scalars(stage.dots, names | {ONES: ONE})
+        if scalars.gram is not None and not columns:
+            raise PlanError("it takes an inner product of noise alone, and reads nothing; take it after evaluating")
 
         outputs, network = [], None
         for symbol, known in stage.inner.items():
@@ -141,14 +159,14 @@ class Emitter:
                 network = len(outputs)
             store = DENOISED if target.label == DENOISED else self._buffers.names.get(target)
             # A next network input that was carried in already is not stored again.
-            store = None if target in stage.read else store
+            store = None if target in stage.read and network == len(outputs) else store
             base = bases[target]
             rest = recipe if base is None else recipe + Combination.of(base, -mp.one)
             terms, noise = self._terms(rest, names, scalars)
             outputs.append(Output(None if base is None else names[base], terms, noise, store))
         if not columns and not any(output.store for output in outputs):
             # An op learns how large the batch is from a tensor that it reads or stores.
-            outputs[0] = replace(outputs[0], store=FIRST_BUFFER)
+            outputs[0] = replace(outputs[0], store=self._buffers.spare())
         before = stage.before
         row = Row(
             columns=tuple(columns),
@@ -180,6 +198,7 @@ class Emitter:
     ) -> tuple[tuple[tuple[str, Coefficient], ...], tuple[tuple[str, Coefficient], ...]]:
         """Name and coefficient of each term in column order, noise apart; one that rounds to zero is left out."""
         terms = combination.terms
+        assert names.keys() >= terms.keys(), f"a stage cannot read {terms.keys() - names.keys()}"
         rounded = [(s, name, scalars.coefficient(terms[s], self._dtype)) for s, name in names.items() if s in terms]
         kept = [(s.kind, (name, c)) for s, name, c in rounded if c]
         return tuple(t for kind, t in kept if kind != "xi"), tuple(t for kind, t in kept if kind == "xi")

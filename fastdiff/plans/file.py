@@ -28,7 +28,7 @@ def to_text(plan: Plan) -> str:
 
 def body(plan: Plan) -> dict[str, Any]:
     """All that is written of a plan, but for its digest."""
-    rows = [_hex({name: value for name, value in asdict(row).items() if name != "program"}) for row in plan.rows]
+    rows = [_written(row) for row in plan.rows]
     fields = {"dtype": plan.dtype, "description": plan.description, "batched": plan.batched}
     head = {"fastdiff_plan": FORMAT, "noise_format": NOISE_FORMAT}
     return head | fields | {"caller_noise": plan.caller_noise, "rows": rows}
@@ -62,8 +62,15 @@ def fields_from(text: str) -> dict[str, Any]:
     try:
         rows = content["rows"]
         rows = [_modern(row) for row in rows] if content["fastdiff_plan"] == 1 else rows
-        made = {"rows": tuple(_row(row) for row in rows)}
-        return made | {name: content[name] for name in ("dtype", "description", "batched", "caller_noise")}
+        made = {name: content[name] for name in ("dtype", "description", "batched", "caller_noise")}
+        read = tuple(_row(row) for row in rows)
+        # A field of another type, such as a list for a name, may pass all other checks.
+        for k, (row, written) in enumerate(zip(read, rows, strict=True)):
+            if _written(row) != written:
+                raise ValueError(f"row {k} holds something that no plan writes")
+        if any(not isinstance(made[name], bool) for name in ("batched", "caller_noise")):
+            raise ValueError("batched and caller_noise are true or false")
+        return made | {"rows": read}
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise PlanError(f"the plan is malformed: {error!r}") from None
 
@@ -78,6 +85,11 @@ def _modern(row: dict[str, Any]) -> dict[str, Any]:
         outputs.insert(0, {"base": None, "noise": [], "store": None} | derived)
         row["network"] = None if row["network"] is None else row["network"] + 1
     return row | {"outputs": outputs, "gram": None, "call": None}
+
+
+def _written(row: Row) -> dict[str, Any]:
+    """A row as it stands in a file; its program follows from the rest."""
+    return _hex({name: value for name, value in asdict(row).items() if name != "program"})
 
 
 def _row(content: dict[str, Any]) -> Row:

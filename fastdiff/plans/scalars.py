@@ -53,6 +53,7 @@ class Scalars:
 
     def _vector(self, combination: Combination) -> int:
         terms = combination.terms
+        assert self._names.keys() >= terms.keys(), f"a stage cannot read {terms.keys() - self._names.keys()}"
         written = tuple((name, round_to(terms[s], "float64")) for s, name in self._names.items() if s in terms)
         return self._vectors.setdefault(written, len(self._vectors))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastdiff.errors import PlanError
 from fastdiff.maths.real import mp, not_negative
 from fastdiff.solvers.solver import solver
 
@@ -34,7 +35,10 @@ def ddim(trace, x, now, then, memory, *, eta=0.0):
 
     eta = 0 is deterministic, Euler's method in sigma; eta = 1 is DDPM's posterior.
     """
-    up = not_negative(eta, "eta") * then.sigma * mp.sqrt(1 - (then.sigma / now.sigma) ** 2)
+    share = not_negative(eta, "eta")
+    if share > 1:
+        raise PlanError(f"eta is {eta}; it must lie in 0 .. 1")
+    up = share * then.sigma * mp.sqrt(1 - (then.sigma / now.sigma) ** 2)
     eps = trace.epsilon(x, now)
     D = x / now.s - eps * now.sigma
     return (D + eps * mp.sqrt(then.sigma**2 - up**2) + trace.noise() * up) * then.s, None

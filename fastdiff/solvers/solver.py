@@ -6,7 +6,7 @@
         return x + d * (then.t - now.t), None
 
 A step takes the state ``x`` at the point ``now`` to the point ``then``. What it returns as memory it is given again at
-the next step; at the first it is None. It may return vectors, points and numbers there, in tuples and lists.
+the next step; at the first it is None. It may return vectors, points and numbers there, in tuples, lists and dicts.
 """
 
 from __future__ import annotations
@@ -55,8 +55,12 @@ class Solver:
             raise PlanError(f"solver {self.name!r} was given {', '.join(unknown)}; {allowed}")
         base = self.name.partition("(")[0]
         together = {**self.settings, **settings}
-        words = ", ".join(f"{name}={value:g}" for name, value in together.items())
+        words = ", ".join(f"{name}={_shown(value)}" for name, value in together.items())
         return replace(self, name=f"{base}({words})", settings=together)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else repr(value)
 
 
 SOLVERS: Registry[Solver] = Registry("solver")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from numbers import Number
 from typing import Any
 
 from fastdiff.errors import PlanError
@@ -65,6 +66,13 @@ class Event:
     call: tuple[str, tuple[Symbol, ...]] | None = None
 
 
+class Branches(dict[str, Any]):
+    """D of every branch by its name."""
+
+    def __missing__(self, name: str) -> Any:
+        raise PlanError(f"branch {name!r} is not evaluated here; guidance asks for {', '.join(self)}")
+
+
 class Trace:
     """Everything that a solver's step may ask for, recorded.
 
@@ -93,6 +101,7 @@ class Trace:
         self.solver = ""
         self._drawn = 0
         self._known: dict[Draw, Vector] = {}
+        self._paths: dict[Real, Any] = {}
         self._named: list[tuple[Symbol, Vector, Real | None, int]] = []
 
     @property
@@ -123,6 +132,8 @@ class Trace:
             made = solver.step(self, x, now, then, memory, **solver.settings)
         except PlanError as error:
             raise error if str(error).startswith("solver ") else PlanError(f"{self.where}: {error}") from None
+        except ZeroDivisionError:
+            raise PlanError(f"{self.where} divides by zero, on the way from {now} to {then}") from None
         if not isinstance(made, tuple) or len(made) != 2 or not self._is_vector(made[0]):
             what = (
                 f"a {type(made).__name__}"
@@ -130,7 +141,8 @@ class Trace:
                 else f"({', '.join(type(m).__name__ for m in made)})"
             )
             raise PlanError(f"{self.where} returned {what}; a step returns (x, memory), and x is a vector")
-        for remembered in _vectors(made[1]):
+        self._check_own(made[0], "returned")
+        for remembered in self._remembered(made[1]):
             self.symbol_of(remembered)
         return made
 
@@ -146,7 +158,8 @@ class Trace:
     @cached_property
     def variables(self) -> dict[Symbol, Definition]:
         """All variables in the order in which they came about; ask when the solver is done."""
-        return {symbol: Definition(x.written_out(), clip, after) for symbol, x, clip, after in self._named}
+        known: dict[Vector, Combination] = {}
+        return {symbol: Definition(x.written_out(known), clip, after) for symbol, x, clip, after in self._named}
 
     # Noise -----------------------------------------------------------------------------------------------------
 
@@ -169,9 +182,12 @@ class Trace:
         """``W(v)``, ``v = sigma / (1 + sigma)``: one path of the sample, the same at whatever steps it is asked for.
 
         Levy's construction on dyadic intervals of v, which is rounded to a multiple of 2**-20: ``elapsed`` says what
-        variance two points have between them.
+        variance two points have between them. The same point is the same vector, so that a step may ask for where the
+        path is now, before it evaluates, and for where it will be then.
         """
         v = snapped(at)
+        if v in self._paths:
+            return self._paths[v]
         total = self.draw(Draw(BROWNIAN, 0, 0)) * v
         for level in range(FINEST):
             k = int(mp.floor(v * 2**level))
@@ -179,7 +195,8 @@ class Trace:
             height = min(place, 1 - place)
             if height:
                 total = total + self.draw(Draw(BROWNIAN, 0, 2**level + k)) * (height * mp.sqrt(mp.mpf(2) ** -level))
-        return self._variable(total, "W")
+        self._paths[v] = self._variable(total, "W")
+        return self._paths[v]
 
     def elapsed(self, now: Point, then: Point) -> Real:
         """The variance of ``brownian(now) - brownian(then)``."""
@@ -199,11 +216,8 @@ class Trace:
 
     def evaluate(self, x: Any, at: Point) -> dict[str, Any]:
         """``D(x / s; sigma)`` of every branch that guidance asks for: one network evaluation."""
-        if not self._is_vector(x):
-            raise PlanError(f"{self.where} evaluates the network at a {type(x).__name__}; it must be a vector")
-        if x.home is not self:
-            raise PlanError(f"{self.where} evaluates the network at a vector of another trace")
-        k, scalars, branches = len(self.events), self.prediction(at.sigma), self.guidance.branches(at.sigma)
+        self._check_own(x, "evaluates the network at")
+        k, scalars, branches = len(self.events), self.prediction(at.sigma), self._branches(at)
         if x.symbol is None or x.symbol.kind not in VARIABLES:
             # A draw has a symbol already; what the network sees is a multiple of it.
             seen = x if x.symbol is None else Vector(self, {x: mp.one})
@@ -212,7 +226,7 @@ class Trace:
             seen = x
         self.events.append(Event(self.step or 0, seen.symbol, at, scalars, branches))
         outputs = {branch: Vector(self, {}, Symbol("F", k, branch)) for branch in branches}
-        found = {}
+        found = Branches()
         for branch, output in outputs.items():
             d = seen * (scalars.c_skip / at.s) + output * scalars.c_out
             self._name(d, Symbol("D", k, branch))
@@ -221,8 +235,9 @@ class Trace:
 
     def denoise(self, x: Any, at: Point) -> Any:
         """The guided, clipped ``D(x / s; sigma)``: one network evaluation."""
-        branches = self.evaluate(x, at)
-        d = Vector(self, {self.guidance.combine(at.sigma, branches): mp.one})
+        guided = self.guidance.combine(at.sigma, self.evaluate(x, at))
+        self._check_own(guided, "is guided by")
+        d = Vector(self, {guided: mp.one})
         self._name(d, Symbol("D", len(self.events) - 1), self.clip)
         return d
 
@@ -241,6 +256,8 @@ class Trace:
 
     def dot(self, u: Any, v: Any) -> Scalar:
         """``<u, v>`` of every sample, in float64: a number that is known when the row runs."""
+        for vector in (u, v):
+            self._check_own(vector, "takes the inner product of")
         return u.dot(v)
 
     # What the caller gives -------------------------------------------------------------------------------------
@@ -260,6 +277,10 @@ class Trace:
         For what is no linear combination: masks, rotations, learned variances. It costs a launch and a store of
         each vector.
         """
+        if not vectors:
+            raise PlanError(f"{self.where} calls {name!r} with nothing; give it vectors, from which it knows the shape")
+        for vector in vectors:
+            self._check_own(vector, f"calls {name!r} with")
         arguments = tuple(self.symbol_of(vector) for vector in vectors)
         self.events.append(Event(self.step or 0, call=(_identifier(name), arguments)))
         returned = Vector(self, {}, Symbol("out", len(self.events) - 1, name))
@@ -269,6 +290,39 @@ class Trace:
 
     def _is_vector(self, value: Any) -> bool:
         return isinstance(value, Vector)
+
+    def _check_own(self, value: Any, doing: str) -> None:
+        """Something that must be a vector of this trace."""
+        if not self._is_vector(value):
+            raise PlanError(f"{self.where} {doing} a {type(value).__name__}; it must be a vector")
+        if value.home is not self:
+            raise PlanError(f"{self.where} {doing} a vector of another trace; use what this step was given")
+
+    def _remembered(self, memory: Any) -> Iterator[Vector]:
+        """The vectors in what a step remembers."""
+        if isinstance(memory, Vector):
+            yield memory
+        elif isinstance(memory, tuple | list):
+            for inner in memory:
+                yield from self._remembered(inner)
+        elif isinstance(memory, dict):
+            yield from self._remembered(list(memory.values()))
+        elif not isinstance(memory, Point | Scalar | Number | str | None):
+            # A vector in there would not be found, and then be written out anew at every step.
+            raise PlanError(
+                f"{self.where} remembers a {type(memory).__name__}; keep vectors, points, numbers and text in tuples, "
+                "lists and dicts"
+            )
+
+    def _branches(self, at: Point) -> tuple[str, ...]:
+        """What guidance asks for."""
+        branches = self.guidance.branches(at.sigma)
+        if isinstance(branches, str) or not branches or len(set(branches)) < len(branches):
+            raise PlanError(
+                f"{self.where}: guidance asks for the branches {branches!r}; it must be a tuple of one or more names, "
+                "each once"
+            )
+        return branches
 
     def _name(self, x: Vector, symbol: Symbol, clip: Real | None = None) -> Symbol:
         """Make a vector a variable."""
@@ -282,8 +336,7 @@ class Trace:
 
     def symbol_of(self, x: Any) -> Symbol:
         """The symbol of a vector that outlives its step; it becomes a variable unless it has a symbol."""
-        if x.home is not self:
-            raise PlanError(f"{self.where} remembers a vector of another trace")
+        self._check_own(x, "remembers")
         return x.symbol or self._variable(x, "let").symbol
 
 
@@ -296,13 +349,3 @@ def _identifier(name: str) -> str:
     if not isinstance(name, str) or not name.isidentifier():
         raise PlanError(f"a given tensor or call is named {name!r}; use a Python identifier")
     return name
-
-
-def _vectors(memory: Any) -> Iterator[Vector]:
-    if isinstance(memory, Vector):
-        yield memory
-    elif isinstance(memory, tuple | list):
-        for inner in memory:
-            yield from _vectors(inner)
-    elif isinstance(memory, dict):
-        yield from _vectors(list(memory.values()))

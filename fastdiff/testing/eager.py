@@ -5,7 +5,7 @@ No plan, no row and no compiler is involved, so that what a plan computes can be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from fastdiff.maths.schedule import Schedule
 from fastdiff.plans.compose import clip_of, guide_of, prediction_of, schedule_of, solver_of
 from fastdiff.rows.seeds import normalise_seeds
 from fastdiff.solvers.solver import Solver
-from fastdiff.solvers.trace import Trace
+from fastdiff.solvers.trace import Branches, Trace
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """``F(z, c_noise)``."""
@@ -99,8 +99,10 @@ class Eager(Trace):
         scalars, xhat = self.prediction(at.sigma), x / at.s
         told = torch.full((self.shape[0],), float(scalars.c_noise), dtype=torch.float64)
         z = (xhat * scalars.c_in).value
-        branches = self.guidance.branches(at.sigma)
-        return {name: xhat * scalars.c_skip + Value(self._network(name)(z, told)) * scalars.c_out for name in branches}
+        found = Branches()
+        for name in self._branches(at):
+            found[name] = xhat * scalars.c_skip + Value(self._network(name)(z, told)) * scalars.c_out
+        return found
 
     def denoise(self, x: Value, at: Point) -> Value:
         """The guided, clamped D."""
@@ -128,6 +130,13 @@ class Eager(Trace):
 
     def _is_vector(self, value: Any) -> bool:
         return isinstance(value, Value)
+
+    def _remembered(self, memory: Any) -> Iterator[Any]:
+        """Tensors need no names."""
+        return iter(())
+
+    def _check_own(self, value: Any, doing: str) -> None:
+        """Tensors belong to no trace."""
 
     def _variable(self, x: Any, kind: Any) -> Any:
         return x
