@@ -242,10 +242,10 @@ def plant(monkeypatch, stage) -> None:
 
 
 def test_one_ulp_is_refused(folder, monkeypatch):
-    def off_by_one(columns, coef, present, seeds, draws, program, stores, z):
-        reference.stage(columns, coef, present, seeds, draws, program, stores, z)
-        for out in (*stores, z):
-            if out is not None and out.numel() and out.dtype in (torch.float32, torch.float64):
+    def off_by_one(call):
+        reference.stage(call)
+        for out in call.written:
+            if out.numel() and out.dtype in (torch.float32, torch.float64):
                 flat = out.as_strided((1,), (1,))
                 flat.copy_(torch.nextafter(flat, torch.full_like(flat, math.inf)))
 
@@ -254,9 +254,9 @@ def test_one_ulp_is_refused(folder, monkeypatch):
 
 
 def test_a_swapped_counter_is_refused(folder, monkeypatch):
-    def swapped(columns, coef, present, seeds, draws, program, stores, z):
-        other = None if draws is None else draws[..., [0, 1, 3, 2]]
-        reference.stage(columns, coef, present, seeds, other, program, stores, z)
+    def swapped(call):
+        other = None if call.draws is None else call.draws[..., [0, 1, 3, 2]]
+        reference.stage(call._replace(draws=other))
 
     plant(monkeypatch, swapped)
     assert "differs from the reference in" in red()

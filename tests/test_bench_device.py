@@ -257,8 +257,8 @@ def red(*arguments: str) -> str:
 def test_other_bits_on_the_device_are_refused(gpu):
     stage = gpu.library.stage
 
-    def late(columns, coef, present, seeds, draws, program, stores, z):
-        stage(columns, coef, present, None if seeds is None else seeds + 1, draws, program, stores, z)
+    def late(call):
+        stage(call if call.seeds is None else call._replace(seeds=call.seeds + 1))
 
     plant(gpu, stage=late)
     assert "backend 'cuda' differs from the reference in" in red()
@@ -281,9 +281,9 @@ def test_work_skipped_by_the_loop_is_refused(gpu):
 def test_work_skipped_at_the_timed_size_only_is_refused(gpu):
     own = registry.BACKENDS[0]
 
-    def skipping(columns, *rest):
-        launch = own.prepared(columns, *rest)
-        return (lambda given: None) if rest[-2] and len(rest[-2][0]) == 4 else launch
+    def skipping(call):
+        launch = own.prepared(call)
+        return (lambda given: None) if call.stores and len(call.stores[0]) == 4 else launch
 
     plant(gpu, prepare=skipping)
     assert "did not compute sample" in red()

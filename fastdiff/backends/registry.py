@@ -73,6 +73,20 @@ class Backend:
             return f"it does not handle the {layout} layout"
         return self.unavailable()
 
+    @property
+    def make_gram(self) -> MakeGram:
+        """What makes inner products.
+
+        Raises:
+            BackendError: this backend makes none.
+        """
+        if self.gram is None:
+            raise BackendError(
+                f"backend {self.name!r} makes no inner products yet, which this plan needs; force another with "
+                f"use_backend (on a GPU: 'cuda')"
+            )
+        return self.gram
+
     def prepared(self, call: Call) -> Prepared:
         """The launch of a row on tensors that stay the same, but for the columns that are None; nothing is checked."""
         if self.prepare is not None:
@@ -134,7 +148,7 @@ def _deferred(name: str, device: str) -> Backend:
 BACKENDS: tuple[Backend, ...] = (
     _deferred("cpu", "cpu"),
     replace(_deferred("cuda", "cuda"), prepare=lambda call: import_module("fastdiff.backends.cuda").prepare(call)),
-    _deferred("triton", "cuda"),
+    replace(_deferred("triton", "cuda"), gram=None),
     Backend(
         name="reference",
         devices=(),

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdiff.backends import reference
 from fastdiff.backends.registry import choose, fill_noise_by_dispatcher, forced_backend
-from fastdiff.errors import BackendError
 from fastdiff.ops.gradient import arriving, column_gradients, dtype_codes
 from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.checks import check_fill_noise, check_functional, check_gram, check_layouts, check_stage
@@ -223,10 +222,9 @@ def _dtypes(call: Call) -> tuple[torch.dtype, ...]:
 def _checked_gram(call: GramCall) -> None:
     layout = check_gram(call)
     backend = choose(call.scalars.device.type, [column.dtype for column in call.columns], layout)
-    if backend.gram is None:
-        raise BackendError(f"backend {backend.name!r} makes no gram; force another with use_backend")
+    make = backend.make_gram
     if call.scalars.numel():
-        backend.gram(call)
+        make(call)
 
 
 def _checked_fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:

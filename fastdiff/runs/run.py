@@ -138,6 +138,7 @@ class Run:
         """The scalars and coefficients that a row's gram makes; None for a row whose coefficients are fixed."""
         if row.gram_program is None:
             return None
+        self._backend.make_gram  # noqa: B018  (a backend that makes none is refused before anything runs)
         scalars = torch.empty((self.shape[0], row.gram_program.scalars), dtype=torch.float64, device=self.device)
         coef = torch.empty((self.shape[0], len(row.coefficients)), dtype=self.state, device=self.device)
         return scalars, coef
@@ -335,8 +336,7 @@ class Run:
         named = self._columns(outputs)
         columns, draws = [named[name] for name in row.columns], table.draws if row.draws else None
         assert row.gram_program is not None
-        assert self._backend.gram is not None
-        self._backend.gram(GramCall(columns, table.numbers, row.gram_program, scalars, self.seeds, draws, coef))
+        self._backend.make_gram(GramCall(columns, table.numbers, row.gram_program, scalars, self.seeds, draws, coef))
 
     def _launch_checked(self, outputs: Sequence[Tensor]) -> None:
         """Run the next row by the op, which checks everything."""

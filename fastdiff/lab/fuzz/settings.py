@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdiff.lab.fuzz.oracle import ALPHA
 from fastdiff.lab.fuzz.subject import Fault
 from fastdiff.maths.churn import Churn
 from fastdiff.maths.guidance import COND, UNCOND, Guidance
@@ -108,7 +109,7 @@ def random_settings(rng: np.random.Generator) -> Settings:
     return Settings(
         schedule=pick(*SCHEDULES),
         prediction=pick(*PREDICTIONS),
-        solver=pick(*SOLVERS),
+        solver=sometimes(0.6, pick(*ALPHA), pick(*SOLVERS)),
         steps=steps,
         guidance=guidance,
         interval=sometimes(0.3, (0.1, float(rng.uniform(0.2, 60))), None) if guidance not in (0, 1) else None,

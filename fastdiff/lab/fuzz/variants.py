@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fastdiff.backends import cpu, registry
+from fastdiff.backends import reference as reference_module
 from fastdiff.backends.registry import Backend, Stage
 from fastdiff.errors import BackendError, InputError
 from fastdiff.testing.rows import Case, run_on
@@ -160,5 +161,5 @@ def _from_plugin(label: str, plugin: Plugin) -> Variant:
     def refuse(*arguments: Any) -> None:
         raise BackendError(f"{label} is a plug-in and fills no noise")
 
-    backend = Backend(label, ("cpu",), lambda: None, lambda: "plug-in", plugin.stage, refuse)
+    backend = Backend(label, ("cpu",), lambda: None, lambda: "plug-in", plugin.stage, refuse, reference_module.gram)
     return Variant(label, label, lambda: registry.registered(backend), share=plugin.share, cases=plugin.cases)
