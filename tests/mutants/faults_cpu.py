@@ -74,8 +74,8 @@ CPU = (
     Mutant(
         "an absent clamp clamps",
         "csrc/cpu.cpp",
-        "if (p.d_bound >= 0 && is_present(sample.present, p.d_bound)) clamp_all",
-        "if (p.d_bound >= 0) clamp_all",
+        "if (output.bound >= 0 && is_present(sample.present, output.bound))",
+        "if (output.bound >= 0)",
         ROWS,
     ),
     Mutant(

@@ -541,10 +541,10 @@ HOST = (
         ABSENT,
     ),
     Mutant(
-        "the clamp scales first",
+        "a present clamp does nothing, an absent one clamps",
         "fastdiff/backends/reference.py",
-        "derived = _select(switch(k), clamped, derived)",
-        "derived = _select(switch(k), derived, clamped)",
+        "total = _select(is_on(k), clamped, total)",
+        "total = _select(is_on(k), total, clamped)",
         ROWS,
     ),
     # Gradients.
@@ -556,18 +556,18 @@ HOST = (
         CLAMP,
     ),
     Mutant(
-        "the scale of the derived column has no gradient",
+        "the scale of a summed gradient is left out",
         "fastdiff/ops/gradient.py",
-        "scale=scale is not None,",
-        "scale=False,",
+        "scale=node.scale is not None)",
+        "scale=False)",
         GRADIENTS,
     ),
     # The loop.
     Mutant(
         "branches change places",
         "fastdiff/runs/loop.py",
-        "branches.index(name.removeprefix(NETWORK_PREFIX))",
-        "len(branches) - 1 - branches.index(name.removeprefix(NETWORK_PREFIX))",
+        "else fresh.index(name) for",
+        "else len(fresh) - 1 - fresh.index(name) for",
         BOTH_LOOPS,
     ),
     Mutant(
@@ -580,8 +580,8 @@ HOST = (
     Mutant(
         "a step makes its launch twice",
         "fastdiff/runs/run.py",
-        "        launch([outputs[branch] for branch in branches])\n",
-        "        launch([outputs[branch] for branch in branches])\n" * 2,
+        "            launch([split[branch] for branch in chosen])\n",
+        "            launch([split[branch] for branch in chosen])\n" * 2,
         "tests/gpu/test_audit.py::test_launches_without_checks_do_nothing_else_either",
     ),
 )

@@ -37,8 +37,8 @@ TRITON = (
     Mutant(
         "an absent scale scales",
         "kernels/stage.py",
-        "total = scaled if present is None else tl.where(_is_on(present, ROW.scale), scaled, total)",
-        "total = scaled",
+        "w = scaled if present is None else tl.where(_is_on(present, OUTPUT.scale), scaled, w)",
+        "w = scaled",
         f"{ROWS}[continuous batching]",
     ),
     Mutant(
