@@ -78,10 +78,11 @@ def test_launches_that_move_much_have_the_reference_bits(isa: str, state: torch.
     made = []
     for run in (cpu.stage, reference.stage):
         outputs = [torch.empty_like(x), torch.empty_like(x)], torch.empty_like(f)
+        call = Call([x, f], coef, NOISY.program, seeds, counters, None, *outputs)
         before = HOST.isa()
         HOST.set_isa(isa)
         try:
-            run([x, f], coef, None, seeds, counters, NOISY.program, *outputs)
+            run(call)
         finally:
             HOST.set_isa(before)
         made.append([*outputs[0], outputs[1]])
