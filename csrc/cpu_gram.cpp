@@ -7,8 +7,8 @@
 #include <cmath>
 #include <memory>
 
-#include "cpu_blocks.h"
 #include "cpu_loops.h"
+#include "cpu_noise.h"
 #include "fpenv.h"
 #include "gram_args.h"
 #include "gram_range.h"
@@ -59,12 +59,14 @@ static const double* load_column(const GramArgs& a, int c, int64_t b, int64_t fi
   return out;
 }
 
-// out = sum of `terms` coefficients times sources, from left to right.
-static void make_vector(double* out, double* partial, const double* const* source, const uint8_t* name,
-                        const double* c, int terms, int64_t n) {
+// The sum of `terms` coefficients times sources, from left to right; in `out`, unless it is a source as it
+// is: one times x is x, bit for bit.
+static const double* make_vector(double* out, double* partial, const double* const* source,
+                                 const uint8_t* name, const double* c, int terms, int64_t n) {
+  if (terms == 1 && c[0] == 1) return source[name[0]];
   if (!terms) {
     memset(out, 0, (size_t)n * sizeof(double));
-    return;
+    return out;
   }
   const double* in[kTerms];
   double factor[kTerms];
@@ -79,6 +81,7 @@ static void make_vector(double* out, double* partial, const double* const* sourc
     factor[0] = 1;
     held = 1;
   }
+  return out;
 }
 
 // Adds the quads of n products to their lanes; what is missing in the last quad is +0.
@@ -96,15 +99,15 @@ static double fold(double* lane) {
   return lane[0];
 }
 
-static void multiply(const GramArgs& a, const double* numbers, const SumOf& sum, const double* tolerance,
-                     GramScratch& s, int64_t n) {
-  const double *u = s.vector[sum.a], *v = s.vector[sum.b];
-  double* p = s.product;
+// What a sum adds up, element by element.
+static void multiply(const SumOf& sum, const double* const* vector, const double* tolerance, double* p,
+                     int64_t n) {
+  const double *u = vector[sum.a], *v = vector[sum.b];
   if (sum.kind == kInner) {
     for (int64_t i = 0; i < n; ++i) p[i] = mul(u[i], v[i]);
     return;
   }
-  const double* w = s.vector[sum.c];
+  const double* w = vector[sum.c];
   for (int64_t i = 0; i < n; ++i) {
     const double size = larger(std::fabs(v[i]), std::fabs(w[i]));
     const double q = u[i] / larger(tolerance[0], mul(tolerance[1], size));
@@ -142,12 +145,12 @@ static void sum_chunk(const GramArgs& a, int64_t b, int64_t chunk, double* out, 
       source[place] = s.draw[d];
     }
     const uint8_t* name = p.source;
-    const double* c = numbers;
+    const double *c = numbers, *vector[kMaxVectors];
     for (int v = 0; v < p.vectors; name += p.terms[v], c += p.terms[v], ++v)
-      make_vector(s.vector[v], s.partial, source, name, c, p.terms[v], n);
+      vector[v] = make_vector(s.vector[v], s.partial, source, name, c, p.terms[v], n);
     const double* tolerance = numbers + p.tolerances;
     for (int i = 0; i < p.sums; ++i) {
-      multiply(a, numbers, p.sum[i], tolerance, s, n);
+      multiply(p.sum[i], vector, tolerance, s.product, n);
       tolerance += 2 * (p.sum[i].kind == kWeighted);
       add_to_lanes(s.lane[i], s.product, n);
     }

@@ -37,8 +37,8 @@ static void linear_normals(const Key& key, const Draw& draw, int64_t block, int6
 
 constexpr int kChannelGroup = 1;
 
-static void channel_normals(const Key& key, const Draw& draw, int64_t block, int64_t stride, int groups,
-                            int64_t row, float* out) {
+[[maybe_unused]] static void channel_normals(const Key& key, const Draw& draw, int64_t block, int64_t stride,
+                                             int groups, int64_t row, float* out) {
   for (int i = 0; i < groups; ++i) {
     float normal[4];
     normals_of_block(key.seed, draw, block + i * stride, normal);
@@ -47,7 +47,7 @@ static void channel_normals(const Key& key, const Draw& draw, int64_t block, int
 }
 
 // Four normals for every block of a list.
-static void block_normals(const Blocks& list, const Draw& draw, float* out) {
+[[maybe_unused]] static void block_normals(const Blocks& list, const Draw& draw, float* out) {
   for (int i = 0; i < list.size; ++i) {
     uint32_t word[4] = {list.low[i], list.high[i] | draw.purpose_tensor, draw.draw, draw.sub_draw_format};
     float normal[4];
@@ -286,8 +286,8 @@ constexpr int kChannelGroup = Words::kWidth;
 
 // Normals of whole blocks that lie `stride` apart, as many as a vector has lanes, times `groups`: lane j of
 // block i goes to out[j * row + i].
-static void channel_normals(const Key& key, const Draw& draw, int64_t block, int64_t stride, int groups,
-                            int64_t row, float* out) {
+[[maybe_unused]] static void channel_normals(const Key& key, const Draw& draw, int64_t block, int64_t stride,
+                                             int groups, int64_t row, float* out) {
   const I draw_word = Words::set64(draw.draw), format = Words::set64(draw.sub_draw_format);
   I word[kNoiseTile / Words::kWidth];
   for (int group = 0; group < groups; ++group) {
@@ -308,7 +308,7 @@ static void channel_normals(const Key& key, const Draw& draw, int64_t block, int
 }
 
 // Four normals for every block of a list, to whole vectors of blocks.
-static void block_normals(const Blocks& list, const Draw& draw, float* out) {
+[[maybe_unused]] static void block_normals(const Blocks& list, const Draw& draw, float* out) {
   const I draw_word = Words::set64(draw.draw), format = Words::set64(draw.sub_draw_format);
   I word[4 * Blocks::kMost / Words::kWidth];
   int pairs = 0;

@@ -1,4 +1,4 @@
-"""The ops ``stage``, ``stage_functional`` and ``fill_noise``: their schemas, their meaning and their gradients.
+"""The ops ``stage``, ``stage_functional``, ``gram`` and ``fill_noise``: schemas, meaning and gradients.
 
 The schemas of the library ``fastdiff`` are defined here, once. A compiled backend registers its kernels for its own
 dispatch key; behind every other key stands Python that checks the arguments, chooses a backend and calls it. The
@@ -24,7 +24,7 @@ from fastdiff.rows.layout import CHANNELS_LAST
 from fastdiff.rows.program import MAX_OUTPUTS, Program, parse
 from fastdiff.rows.seeds import draw_table, normalise_seeds
 
-__all__ = ["fill_noise", "normalise_seeds", "stage", "stage_functional"]
+__all__ = ["fill_noise", "gram", "normalise_seeds", "stage", "stage_functional"]
 
 _library = torch.library.Library("fastdiff", "DEF")
 _library.define(
@@ -133,7 +133,8 @@ def gram(
     """Inner products of every sample, and the coefficients that follow from them; see ``docs/gram.md``.
 
     Args:
-        columns: tensors ``[B, ...]`` of one shape and layout, in any floating dtype.
+        columns: tensors ``[B, ...]`` of one shape and layout, in any floating dtype; at least one. None may require
+            grad: what is made has no gradient.
         numbers: float64 ``[1 or B, N]``: all numbers of the program, in its order.
         program: the structure, ``fastdiff.rows.row.Row.gram_program`` or its integers.
         scalars: float64 ``[B, S]``, written: sums, then steps.

@@ -151,6 +151,9 @@ def check_gram(call: GramCall) -> str:
     tables = [("numbers", call.numbers)]
     if program.draws:
         tables += _check_noise(call.seeds, call.draws, program.draws, batch)
+    for name, tensor in (*reads, *tables, *written):
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise InputError(f"{name} requires grad; a gram has no gradient, so call it under torch.no_grad()")
     _check_device([*reads, *tables, *written])
     found = check_layouts(reads)
     # No column may be written in place here.

@@ -80,14 +80,15 @@ def cpu_kernels(*flags: str) -> Path:
     Raises:
         CompileError: it does not compile.
     """
-    command = ["g++", "-fPIC", "-std=c++17", "-O2", "-w", *flags, *EXACT, "-DFD_X86"]
+    command = ["g++", "-fPIC", "-std=c++17", "-O2", "-w", "-fno-strict-aliasing", *flags, *EXACT, "-DFD_X86"]
     vectors = {"scalar": ["-DFD_BITS=0"], "avx2": ["-DFD_BITS=256", "-mavx2", "-mfma", "-mf16c"]}
 
     def build(source: Path, target: Path) -> None:
         objects = []
         for isa, options in vectors.items():
-            objects.append(str(target.with_name(f"{isa}.o")))
-            _run([*command, f"-DFD_ISA={isa}", *options, "-c", str(source / "cpu.cpp"), "-o", objects[-1]])
+            for unit in ("cpu", "cpu_gram"):
+                objects.append(str(target.with_name(f"{unit}_{isa}.o")))
+                _run([*command, f"-DFD_ISA={isa}", *options, "-c", str(source / f"{unit}.cpp"), "-o", objects[-1]])
         rest = [str(source / "launch.cpp"), str(DRIVER), *objects]
         _run([*command, f"-I{source}", "-shared", "-Wl,-Bsymbolic", *rest, "-o", str(target)])
 
@@ -129,7 +130,7 @@ def _kept(command: Sequence[str], suffix: str, build, patch: Patch | None) -> Pa
     sources = {
         path.name: path.read_text()
         for path in sorted(CSRC.glob("*"))
-        if path.suffix in (".h", ".cu", ".options") or path.name in ("cpu.cpp", "launch.cpp")
+        if path.suffix in (".h", ".cu", ".options") or path.name in ("cpu.cpp", "cpu_gram.cpp", "launch.cpp")
     }
     for name, (right, wrong) in (patch or {}).items():
         if sources[name].count(right) != 1:

@@ -1,4 +1,4 @@
-"""Runs random rows, and on the CUDA kernels random grams, on a build made with a sanitizer.
+"""Runs random rows and random grams on a build made with a sanitizer.
 
 It ends with status 0 if there was nothing to report.
 
@@ -28,7 +28,8 @@ from fastdiff.testing.rows import random_case, same_bits
 
 PROCESS = ctypes.CDLL(None)
 MOST_THREADS = 3
-GRAM_SIZES = (0, 3, 33, 126, 513, 4097)
+GRAM_SIZES = {"cuda": (0, 3, 33, 126, 513, 4097), "cpu": (3, 33, 126, 513, 4097)}
+"""The op refuses samples of no elements; the CUDA kernels take them all the same."""
 
 
 class CpuKernels(Library):
@@ -86,9 +87,9 @@ def main(kind: str, path: str, cases: str, most_elements: str, orders: Iterable[
             case = random_case(seed, max_elements=int(most_elements))
             got, expected = case.run(stage), case.run("reference")
             wrong += not all(same_bits(got[key], value) for key, value in expected.items())
-        for seed in range(int(cases) // 10 if kind == "cuda" else 0):
+        for seed in range(int(cases) // 10):
             library.order(order, seed)
-            case = random_gram(seed, GRAM_SIZES)
+            case = random_gram(seed, GRAM_SIZES[kind])
             got, expected = case.run(guard(library.gram)), case.run(gram)
             wrong += not all(same_bits(got[key], value) for key, value in expected.items())
     return wrong

@@ -3,7 +3,7 @@
 #include <thread>
 #include <vector>
 
-#include "gram_args.h"
+#include "gram_range.h"
 #include "kernel.h"
 #include "launch.h"
 
@@ -12,8 +12,10 @@
 namespace fastdiff {
 
 namespace avx512 {
-// launch.cpp names it, and the driver never chooses it.
+// launch.cpp names them, and the driver never chooses them.
 void stage(const StageArgs&, const Walk&, int64_t, int64_t) { __builtin_trap(); }
+void gram_sum(const GramArgs&, int64_t, int64_t) { __builtin_trap(); }
+void gram_finish(const GramArgs&, int64_t, int64_t) { __builtin_trap(); }
 }  // namespace avx512
 
 namespace {
@@ -49,8 +51,8 @@ FD_EXPORT const char* fastdiff_cuda_fill_noise(const fastdiff::StageArgs* args, 
   return fastdiff_cuda_stage(&with_one, 0, nullptr);
 }
 
-FD_EXPORT const char* fastdiff_cuda_gram(const fastdiff::GramArgs*, int32_t, void*) {
-  return "this library has none";
+FD_EXPORT const char* fastdiff_cuda_gram(const fastdiff::GramArgs* args, int32_t, void*) {
+  return fastdiff::kernel_table().gram(*args, fastdiff::threads) ? nullptr : "the threads failed";
 }
 
 FD_EXPORT void fastdiff_cuda_versions(int32_t* driver, int32_t* runtime) { *driver = *runtime = 0; }
