@@ -26,7 +26,10 @@ from torch import Tensor
 import fastdiff
 from fastdiff import ops
 from fastdiff.backends import reference
+from fastdiff.backends.registry import list_backends
+from fastdiff.errors import NetworkError
 from fastdiff.rows.row import NETWORK_PREFIX, Row
+from fastdiff.runs.graph import clear_graphs
 from fastdiff.testing import gram
 from fastdiff.testing.rows import random_case, run_on, same_bits
 
@@ -142,7 +145,7 @@ def machine(gpu: Gpu) -> Lines:
     """What was found."""
     yield "device", OK, gpu.describe()
     yield "software", OK, f"fastdiff {fastdiff.__version__}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    for report in fastdiff.list_backends():
+    for report in list_backends():
         if report.usable:
             yield f"backend {report.name}", OK, report.details
         else:
@@ -185,7 +188,7 @@ def graphs(gpu: Gpu) -> Lines:
             with fastdiff.use_backend(name):
                 for what, same, text in (*replays(device), *recordings(device), *refusals(device)):
                     yield f"{what}, {device}, {name}", OK if same else FAILED, text
-        fastdiff.clear_graphs()
+        clear_graphs()
 
 
 def sanitizer(gpu: Gpu) -> Lines:
@@ -236,7 +239,7 @@ def times(gpu: Gpu) -> Lines:
 
 def usable(gpu: Gpu) -> list[str]:
     """The backends of the device that can run here."""
-    return [report.name for report in fastdiff.list_backends() if report.usable and report.name in gpu.backends]
+    return [report.name for report in list_backends() if report.usable and report.name in gpu.backends]
 
 
 def some_row(device: torch.device, backend: str, seed: int) -> str | None:
@@ -318,7 +321,7 @@ def refusals(device: torch.device) -> Found:
     before = torch.cuda.current_stream()
     try:
         drawn(waits, 1, device)
-    except fastdiff.NetworkError as error:
+    except NetworkError as error:
         left = drawn(waits, 1, device, cuda_graph=False).isfinite().all() and torch.randn(1, device=device).isfinite()
         sound = bool(left) and torch.cuda.current_stream() == before
         after = "goes on working" if sound else "is BROKEN"
@@ -379,7 +382,7 @@ def loop_times(gpu: Gpu) -> Lines:
                 work()
                 taken = gpu.seconds(work) / plan.evaluations
                 yield f"sampling, {name}", OK, f"{'replay' if replayed else 'loop'}: {taken * 1e6:.1f} us an evaluation"
-    fastdiff.clear_graphs()
+    clear_graphs()
 
 
 SECTIONS = (machine, bits, noise, graphs, sanitizer, times)

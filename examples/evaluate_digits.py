@@ -63,7 +63,7 @@ def draw(net: DigitsNet, facts: dict[str, str], labels: Tensor, steps: int, guid
     Returns:
         Images, [B, 1, 8, 8] float32, about [-1, 1].
     """
-    plan = fastdiff.plan("edm", edm(float(facts["sigma_data"])), steps=steps, guidance=guidance)
+    plan = fastdiff.plan(schedule="edm", prediction=edm(float(facts["sigma_data"])), steps=steps, guidance=guidance)
     one_hot = torch.nn.functional.one_hot(labels, CLASSES)
     return fastdiff.sample(
         net,

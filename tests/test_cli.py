@@ -20,10 +20,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import fastdiff
+from fastdiff import ops
 from fastdiff.app import comparison, demo, doctor, io, options, picture
 from fastdiff.app import digits_job as job
 from fastdiff.backends import reference, registry
+from fastdiff.backends.registry import list_backends
 from fastdiff.cli import main
+from fastdiff.errors import InputError
 from fastdiff.maths.prediction import edm
 from fastdiff.rows.row import Row, Terms
 from fastdiff.testing import textbook
@@ -76,7 +79,10 @@ def test_samples_are_written_with_everything_that_determines_them(folder: Path):
     assert torch.isfinite(samples).all()
     assert (facts["seeds"], facts["classes"], facts["noise_format"]) == ("0-3,17", "1,4", "1")
     assert facts["fastdiff_version"] == fastdiff.__version__
-    assert facts["plan_sha256"] == fastdiff.plan("edm", edm(sigma_data()), steps=3, guidance=2.0).sha256
+    assert (
+        facts["plan_sha256"]
+        == fastdiff.plan(schedule="edm", prediction=edm(sigma_data()), steps=3, guidance=2.0).sha256
+    )
     assert os.listdir(folder) == ["set.safetensors"]
 
 
@@ -138,7 +144,7 @@ def test_churn_options_reach_the_plan(folder: Path):
         "plan", *QUICK, "--s-churn", "5", "--s-tmin", "0.1", "--s-tmax", "9", "--s-noise", "1.003", "--export", "p.json"
     )
     churn = fastdiff.Churn(5, 0.1, 9, 1.003)
-    expected = fastdiff.plan("edm", edm(sigma_data()), steps=3, guidance=2.0, churn=churn)
+    expected = fastdiff.plan(schedule="edm", prediction=edm(sigma_data()), steps=3, guidance=2.0, churn=churn)
     assert io.read_plan(folder / "p.json") == expected
 
 
@@ -194,7 +200,12 @@ def test_a_trajectory_changes_no_bit(folder: Path):
 def test_storing_the_denoised_image_changes_no_bit(solver: str, s_churn: float, clip: float | None):
     settings = {"steps": 5, "guidance": 1.5, "churn": fastdiff.Churn(s_churn), "clip": clip}
     results = [
-        fastdiff.sample(_smooth, fastdiff.plan("edm", "edm", solver, denoised=watched, **settings), (3, 1, 4, 4), 0)
+        fastdiff.sample(
+            _smooth,
+            fastdiff.plan(schedule="edm", prediction="edm", solver=solver, denoised=watched, **settings),
+            (3, 1, 4, 4),
+            0,
+        )
         for watched in (False, True)
     ]
     assert same_bits(*results)
@@ -207,7 +218,7 @@ def _smooth(z: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
 def test_a_trajectory_is_of_the_samples_themselves():
     network = job.Network.load(None, torch.float32)
     plain, watching = (
-        fastdiff.plan("edm", edm(network.sigma_data), steps=5, guidance=2.0, denoised=denoised)
+        fastdiff.plan(schedule="edm", prediction=edm(network.sigma_data), steps=5, guidance=2.0, denoised=denoised)
         for denoised in (False, True)
     )
     drawn = job.Job(network, plain, (3, 4), (0, 1), batch=2)
@@ -216,7 +227,7 @@ def test_a_trajectory_is_of_the_samples_themselves():
     assert sigmas == (*sorted(sigmas, reverse=True)[:-1], 0.0)
     # The last denoised image is the sample but for one Euler step from sigma 0.002.
     assert (frames[-2] - frames[-1]).abs().max() < 0.02
-    with pytest.raises(fastdiff.InputError, match="stores no denoised prediction"):
+    with pytest.raises(InputError, match="stores no denoised prediction"):
         drawn.trajectory(plain, 2)
 
 
@@ -494,7 +505,7 @@ def test_differences_are_found_wherever_they_are():
         assert found is not None
         assert (found.row, found.what) == (1, what)
         assert comparison.differing_rows(plan, other) == [1]
-    shorter = fastdiff.plan([80.0], steps=1)
+    shorter = fastdiff.plan(schedule=[80.0], steps=1)
     assert comparison.differing_rows(plan, shorter) == [1, 2, 3]
     assert comparison.first_difference(shorter, shorter) is None
     assert comparison.first_difference(plan, plan) is None
@@ -562,7 +573,7 @@ def test_demo_writes_pictures_and_compares(folder: Path, quick_demo):
     assert "bit-identical to reference: yes" in text
     assert str(Path("pictures") / "digits.png") in text
     fused = next(line for line in text.splitlines() if "fused" in line).split()
-    if any(report.usable for report in fastdiff.list_backends() if report.name == "cpu"):
+    if any(report.usable for report in list_backends() if report.name == "cpu"):
         assert fused[2] == "1.00"
 
 
@@ -592,12 +603,12 @@ def test_demo_needs_a_folder_that_can_be_made(folder: Path):
 @pytest.mark.parametrize("churn", [None, fastdiff.Churn(10, 0.05, 50, 1.003)])
 def test_the_textbook_sampler_is_the_one_we_compile(guidance: float, churn: fastdiff.Churn | None):
     shape, labels = (4, 1, 4, 4), torch.eye(4, dtype=torch.float64)
-    plan = fastdiff.plan("edm", edm(0.75), guidance=guidance, churn=churn, dtype="float64")
+    plan = fastdiff.plan(schedule="edm", prediction=edm(0.75), guidance=guidance, churn=churn, dtype="float64")
     draws = iter([draw for row in plan.rows for _, draw in row.draws])
 
     def noise() -> torch.Tensor:
         draw, out = next(draws), torch.empty(shape, dtype=torch.float64)
-        fastdiff.fill_noise(out, 0, purpose=draw.purpose, draw=draw.draw)
+        ops.fill_noise(out, 0, purpose=draw.purpose, draw=draw.draw)
         return out
 
     def net(z: torch.Tensor, c_noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

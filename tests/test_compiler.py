@@ -19,7 +19,6 @@ from fastdiff import use_backend
 from fastdiff.maths import prediction
 from fastdiff.maths.churn import Churn
 from fastdiff.maths.guidance import Guidance
-from fastdiff.maths.point import Point
 from fastdiff.maths.real import mp, positive
 from fastdiff.maths.schedule import SCHEDULES, named_schedule
 from fastdiff.maths.vector import Combination, Symbol
@@ -53,7 +52,7 @@ def test_heun_needs_one_buffer_one_launch_and_12_bytes(
 
     The first row only writes x and z, the last only reads F and reads and writes x.
     """
-    compiled = plan("edm", steps=steps, churn=churn, guidance=guidance)
+    compiled = plan(schedule="edm", steps=steps, churn=churn, guidance=guidance)
     assert compiled.evaluations == 2 * steps - 1
     assert len(compiled.rows) == compiled.evaluations + 1
     assert compiled.buffers == ("x",)
@@ -66,13 +65,13 @@ def test_heun_needs_one_buffer_one_launch_and_12_bytes(
 @pytest.mark.parametrize("solver", ["euler", "heun", "midpoint", "ralston"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_one_step_solver_needs_one_buffer_without_clipping(name: str, solver: str) -> None:
-    assert plan(name, name, solver, steps=5).buffers == ("x",)
+    assert plan(schedule=name, prediction=name, solver=solver, steps=5).buffers == ("x",)
 
 
 @pytest.mark.parametrize(("solver", "buffers"), [("euler", 1), ("heun", 2), ("midpoint", 2)])
 def test_clipping_keeps_what_the_derived_column_needs(solver: str, buffers: int) -> None:
     """D is not a combination any more: it is made from x' and F when F is there, so x' has a buffer."""
-    compiled = plan("edm", solver=solver, steps=6, clip=1.0)
+    compiled = plan(schedule="edm", solver=solver, steps=6, clip=1.0)
     assert len(compiled.buffers) == buffers
     first = [row.outputs[0] for row in compiled.rows]
     assert [output.bound for output in first] == [None] + [1.0] * compiled.evaluations
@@ -85,7 +84,7 @@ def test_the_velocity_of_the_vp_path_is_read_without_the_state() -> None:
     In 160-bit arithmetic the coefficients cancel to 1e-48; taken for numbers they would be terms, and then histories.
     """
     for solver in ONE_STEP:
-        compiled = plan("vp", "v", solver, steps=6)
+        compiled = plan(schedule="vp", prediction="v", solver=solver, steps=6)
         terms = [name for row in compiled.rows[1:] for output in row.outputs for name, _ in output.terms]
         assert set(terms) == {"F_cond"}
         assert compiled.buffers == ("x",)
@@ -117,7 +116,7 @@ def test_combinations_are_linear() -> None:
 def compiled_both_ways(solver: str, guidance: Guidance, clip: float | None, churn: Churn, name: str) -> list[Plan]:
     """The plan with its natural history, and with partial sums wherever they move less."""
     chosen, predicts = named_schedule(name), prediction.named_prediction(name)
-    points = [Point(chosen.path, t) for t in chosen.grid(6, predicts.round_sigma)]
+    points = chosen.points(6, predicts.round_sigma)
     trace = Trace(points, predicts, guidance, churn, 6, None if clip is None else positive(clip, "clip"))
     result = trace.finish(trace.run(named_solver(solver)))
     stages = [Compiler(trace, result, partial_sums=sums).stages() for sums in (False, True)]
@@ -134,7 +133,7 @@ def test_partial_sums_are_carried_where_they_move_less_and_are_as_accurate(solve
         natural, sums = compiled_both_ways(solver, Guidance(guidance), clip, churn, name)
         fewer = sum(sums.traffic()) < sum(natural.traffic())
         accurate = sums.bound().error <= 1.5 * natural.bound().error
-        chosen = plan(name, name, solver, steps=6, guidance=guidance, clip=clip, churn=churn)
+        chosen = plan(schedule=name, prediction=name, solver=solver, steps=6, guidance=guidance, clip=clip, churn=churn)
         assert chosen.rows == (sums if fewer and accurate else natural).rows
         assert fewer or sums.rows == natural.rows
         taken.append(fewer and accurate)
@@ -153,7 +152,7 @@ def test_partial_sums_that_are_less_accurate_are_not_taken(
         return Bound(1.0, ratio if sum(self.traffic()) < sum(natural.traffic()) else 1.0)
 
     monkeypatch.setattr(Plan, "bound", bound)
-    assert len(plan("edm", steps=6).buffers) == buffers
+    assert len(plan(schedule="edm", steps=6).buffers) == buffers
 
 
 @pytest.mark.parametrize("name", ["edm", "vp", "ve"])
@@ -162,7 +161,7 @@ def test_a_state_is_the_base_of_an_output_where_its_coefficient_exceeds_one_half
     """``base + ((c - 1) base + ...)`` if c > 1/2, else ``c base + ...``: so terms in a state lie within +-1/2."""
     with_base = 0
     for steps in (1, 2, 6, 40):
-        for row in plan(name, name, solver, steps=steps).rows[1:]:
+        for row in plan(schedule=name, prediction=name, solver=solver, steps=steps).rows[1:]:
             for output in row.outputs:
                 terms = dict(output.terms)
                 with_base += output.base is not None
@@ -175,14 +174,14 @@ def test_a_state_is_the_base_of_an_output_where_its_coefficient_exceeds_one_half
 
 def test_the_rule_keeps_the_combination() -> None:
     """Heun, edm, 4 steps, row 1: c_x by hand. x' is formed from c_skip and the step; 0.12157 is not above 1/2."""
-    row = plan("edm", steps=4).rows[1]
+    row = plan(schedule="edm", steps=4).rows[1]
     t, t_next = LEVELS["edm"](4)[:2]
     c_skip, c_out, _, _ = PREDICTIONS["edm"].scalars(t)
     h = t_next - t
     predicted = {"x": 1 + h / t * (1 - c_skip), "F_cond": -h / t * c_out}
     assert row.outputs[1].base is None
     assert dict(row.outputs[1].terms) == pytest.approx(predicted, rel=1e-7)
-    row = plan("edm", steps=40).rows[1]
+    row = plan(schedule="edm", steps=40).rows[1]
     t, t_next = LEVELS["edm"](40)[:2]
     h, (c_skip, c_out, _, _) = t_next - t, PREDICTIONS["edm"].scalars(t)
     assert row.outputs[1].base == "x"
@@ -195,7 +194,7 @@ def test_the_rule_keeps_the_combination() -> None:
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("solver", FIXED)
 def test_every_buffer_is_written_before_it_is_read_and_every_output_is_used(solver: str, clip: float | None) -> None:
-    compiled = plan("edm", solver=solver, steps=5, guidance=2.0, churn=CHURN, clip=clip)
+    compiled = plan(schedule="edm", solver=solver, steps=5, guidance=2.0, churn=CHURN, clip=clip)
     written: set[str] = set()
     unread: set[str] = set()
     for row in compiled.rows:
@@ -213,7 +212,7 @@ def test_every_buffer_is_written_before_it_is_read_and_every_output_is_used(solv
 
 
 def test_guided_rows_read_both_branches_and_ask_for_both_inputs() -> None:
-    compiled = plan("edm", steps=12, guidance=Guidance(2.0, (0.1, 5.0)))
+    compiled = plan(schedule="edm", steps=12, guidance=Guidance(2.0, (0.1, 5.0)))
     for before, after in itertools.pairwise(compiled.rows):
         inside = 0.1 <= before.sigma <= 5.0
         assert before.copies == (2 if inside else 1)
@@ -224,7 +223,7 @@ def test_guided_rows_read_both_branches_and_ask_for_both_inputs() -> None:
 @pytest.mark.parametrize("name", prediction.PREDICTIONS)
 def test_plans_of_one_step_run_on_the_reference(name: str) -> None:
     """An x0-network's only step does not need the noise again: still the op must see how large the batch is."""
-    compiled = plan("edm", name, "euler", steps=1)
+    compiled = plan(schedule="edm", prediction=name, solver="euler", steps=1)
     with use_backend("reference"):
         found = sample(lambda z, c_noise: torch.full_like(z, 0.25), compiled, (3, 2), 0)
     assert found.shape == (3, 2)
@@ -233,11 +232,11 @@ def test_plans_of_one_step_run_on_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize(("scale", "branches"), [(0.0, ("uncond",)), (1.0, ("cond",)), (2.0, ("cond", "uncond"))])
 def test_branches_of_weight_zero_are_not_evaluated(scale: float, branches: tuple[str, ...]) -> None:
-    assert {row.branches for row in plan("edm", steps=3, guidance=scale).rows[:-1]} == {branches}
+    assert {row.branches for row in plan(schedule="edm", steps=3, guidance=scale).rows[:-1]} == {branches}
 
 
 def test_unbatched_plans_write_one_input_for_all_branches() -> None:
-    batched, apart = (plan("edm", steps=3, guidance=2.0, batched=batched) for batched in (True, False))
+    batched, apart = (plan(schedule="edm", steps=3, guidance=2.0, batched=batched) for batched in (True, False))
     assert {row.copies for row in batched.rows[:-1]} == {2}
     assert {row.copies for row in apart.rows[:-1]} == {1}
     assert [row.outputs for row in batched.rows] == [row.outputs for row in apart.rows]
@@ -245,7 +244,7 @@ def test_unbatched_plans_write_one_input_for_all_branches() -> None:
 
 def test_callers_noise_is_read_from_columns() -> None:
     # Churn at the first level too, so that row 0 has two draws.
-    counter, caller = (plan("edm", steps=4, churn=Churn(4.0), noise=noise) for noise in ("counter", "caller"))
+    counter, caller = (plan(schedule="edm", steps=4, churn=Churn(4.0), noise=noise) for noise in ("counter", "caller"))
     assert [len(row.draws) for row in counter.rows] == [2, 0, 1, 0, 1, 0, 1, 0]
     for a, b in zip(counter.rows, caller.rows, strict=True):
         assert b.draws == ()
@@ -267,7 +266,7 @@ def test_callers_noise_is_read_from_columns() -> None:
 @pytest.mark.parametrize("solver", ["euler", "heun", "midpoint"])
 def test_the_denoised_prediction_is_d_of_the_evaluation(solver: str, clip: float | None) -> None:
     """Where its input is at hand; a plan that does not ask for it gives the same sample."""
-    compiled = plan("edm", solver=solver, steps=5, dtype="float64", clip=clip, denoised=True)
+    compiled = plan(schedule="edm", solver=solver, steps=5, dtype="float64", clip=clip, denoised=True)
     exact = CLOUD.network(PREDICTIONS["edm"])
     denoise = textbook.denoiser(exact, PREDICTIONS["edm"])
     denoise = denoise if clip is None else textbook.clipped(denoise, clip)
@@ -283,12 +282,12 @@ def test_the_denoised_prediction_is_d_of_the_evaluation(solver: str, clip: float
     # Without clipping a corrector's input x' is never stored, so D there cannot be had for nothing.
     corrections = 0 if solver == "euler" or clip else 4 if solver == "heun" else 5
     assert seen == compiled.evaluations - corrections
-    plain = plan("edm", solver=solver, steps=5, dtype="float64", clip=clip)
+    plain = plan(schedule="edm", solver=solver, steps=5, dtype="float64", clip=clip)
     assert torch.equal(run.finish(), sample(exact, plain, (8, 2), 0))
 
 
 def test_clipped_d_is_a_first_output_that_the_others_read() -> None:
-    row = plan("edm", solver="euler", steps=3, clip=0.5, guidance=2.0).rows[1]
+    row = plan(schedule="edm", solver="euler", steps=3, clip=0.5, guidance=2.0).rows[1]
     first, *others = row.outputs
     assert (first.bound, first.store) == (0.5, None)
     assert [name for name, _ in first.terms] == ["x", "F_cond", "F_uncond"]
@@ -297,7 +296,7 @@ def test_clipped_d_is_a_first_output_that_the_others_read() -> None:
 
 def test_a_step_to_sigma_zero_is_an_euler_step() -> None:
     """EDM, algorithms 1-3: no second evaluation where sigma(t') = 0; the result of exact data is D itself."""
-    compiled = plan("edm", "x0", steps=3, dtype="float64")
+    compiled = plan(schedule="edm", prediction="x0", steps=3, dtype="float64")
     last = compiled.rows[-1].outputs[0]
     assert last.base is None
     assert last.terms == (("F_cond", 1.0),)
@@ -319,7 +318,7 @@ def test_the_documented_plan_is_what_the_command_prints() -> None:
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_a_multistep_history_stays_in_a_ring(order: int, clip: float | None) -> None:
     """order buffers, two stores an evaluation: the state and one slope, over the oldest."""
-    compiled = plan("edm", solver=adams_bashforth(order), steps=10, clip=clip)
+    compiled = plan(schedule="edm", solver=adams_bashforth(order), steps=10, clip=clip)
     assert len(compiled.buffers) == order
     stores = [sum(output.store is not None for output in row.outputs) for row in compiled.rows]
     assert max(stores) == 2

@@ -198,7 +198,9 @@ def test_guided_samples_are_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", [2, 3, 7])
 def test_samples_do_not_depend_on_the_batch_if_the_network_is_evaluated_one_by_one(batch: int) -> None:
     net, facts = load_digits()
-    plan = fastdiff.plan("edm", edm(float(facts["sigma_data"])), steps=3, guidance=2.0, churn=fastdiff.Churn(1))
+    plan = fastdiff.plan(
+        schedule="edm", prediction=edm(float(facts["sigma_data"])), steps=3, guidance=2.0, churn=fastdiff.Churn(1)
+    )
     labels = torch.eye(10)[:batch]
 
     def draw(chosen: slice) -> torch.Tensor:

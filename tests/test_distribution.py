@@ -93,7 +93,7 @@ SIZES = {2: 40_000, 16: 20_000}
 @pytest.mark.parametrize("churn", [None, CHURN], ids=["deterministic", "churn"])
 @pytest.mark.parametrize("d", MIXTURES)
 def test_samples_are_distributed_as_the_data(d: int, churn: Churn | None) -> None:
-    found = p_values(MIXTURES[d], draw(plan(SCHEDULE, steps=64, churn=churn), MIXTURES[d], SIZES[d]))
+    found = p_values(MIXTURES[d], draw(plan(schedule=SCHEDULE, steps=64, churn=churn), MIXTURES[d], SIZES[d]))
     assert min(found.values()) > ALPHA, found
 
 
@@ -150,7 +150,7 @@ FAULTS = {
 def test_faults_are_rejected(fault: str, d: int) -> None:
     """The positive controls of the tests above."""
     churn, change, n = FAULTS[fault]
-    broken = tampered(plan(SCHEDULE, steps=64, churn=churn), change)
+    broken = tampered(plan(schedule=SCHEDULE, steps=64, churn=churn), change)
     found = p_values(MIXTURES[d], draw(broken, MIXTURES[d], n or SIZES[d]))
     assert min(found.values()) < ALPHA, found
 
@@ -176,7 +176,7 @@ def test_the_sliced_wasserstein_distance_is_below_its_99_9_percent_null_quantile
     limit = float(np.quantile(null, 0.999))
     exact = mixture.draw(n, 0)
     for churn in (None, CHURN):
-        compiled = plan(SCHEDULE, steps=64, churn=churn)
+        compiled = plan(schedule=SCHEDULE, steps=64, churn=churn)
         assert sliced_wasserstein(draw(compiled, mixture, n).double(), exact) < limit
-    broken = tampered(plan(SCHEDULE, steps=64, churn=CHURN), scaled_noise(1.2))
+    broken = tampered(plan(schedule=SCHEDULE, steps=64, churn=CHURN), scaled_noise(1.2))
     assert sliced_wasserstein(draw(broken, mixture, n).double(), exact) > limit

@@ -18,8 +18,9 @@ import torch
 from textbook import CLOUD, LEVELS, LINEAR, PREDICTIONS
 from torch import Tensor
 
-from fastdiff import list_backends, ops, use_backend
+from fastdiff import ops, use_backend
 from fastdiff.backends import reference
+from fastdiff.backends.registry import list_backends
 from fastdiff.maths.draw import Draw
 from fastdiff.plans.compose import plan
 from fastdiff.plans.plan import Plan
@@ -357,7 +358,7 @@ def test_two_samples_take_different_steps_in_one_batch() -> None:
 @pytest.mark.usefixtures("backend")
 def test_samples_of_different_solver_lengths_share_a_batch() -> None:
     """Euler with 2, 3 and 5 steps, one launch a step for all: each sample has the bits it has alone."""
-    plans = [plan("edm", solver="euler", steps=steps) for steps in (2, 3, 5)]
+    plans = [plan(schedule="edm", solver="euler", steps=steps) for steps in (2, 3, 5)]
     alone = [sample(affine, compiled, (1, 3), 31 + b)[0] for b, compiled in enumerate(plans)]
     x, z = torch.empty(3, 3), torch.empty(3, 3)
     draws = torch.zeros(1, 1, 4, dtype=torch.int64)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastdiff
+from fastdiff import ops
 from fastdiff.testing.rows import same_bits
 
 PLAN = fastdiff.plan(steps=4, churn=fastdiff.Churn(2), guidance=2.0)
@@ -86,7 +87,7 @@ def test_ops_compiled_give_the_bits_of_eager():
 
     def run(x, f, g):
         x, z = x.clone(), torch.zeros(8, 33)
-        fastdiff.stage([x, f, g], coef, row.program, seeds=seeds, draws=draws, stores=[x], z=z)
+        ops.stage([x, f, g], coef, row.program, seeds=seeds, draws=draws, stores=[x], z=z)
         return x, z
 
     for eager, compiled in zip(run(x, f, g), torch.compile(run, fullgraph=True)(x, f, g), strict=True):

@@ -11,13 +11,13 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-import fastdiff
+from fastdiff.backends.registry import list_backends
 from fastdiff.cli import main
 from fastdiff.lab.noise import hypotheses
 from fastdiff.lab.noise.draws import ANSWERS, FAR, draw_all, fill_on
 
 DRAWS = 2**18
-BACKEND = next(report.name for report in fastdiff.list_backends() if report.usable)
+BACKEND = next(report.name for report in list_backends() if report.usable)
 RIGHT = fill_on(BACKEND)
 
 

@@ -53,7 +53,7 @@ def solution() -> Tensor:
 def error(solver: str, path: Path, steps: int, solution: Tensor) -> float:
     """Root mean square error of ``steps`` steps; the network runs in float64 too."""
     chosen = Schedule(schedule.edm_levels(LOW, HIGH), replace(path, end=None))
-    compiled = plan(chosen, "edm", solver, steps=steps + 1, dtype="float64")
+    compiled = plan(schedule=chosen, prediction="edm", solver=solver, steps=steps + 1, dtype="float64")
     assert compiled.evaluations == steps * (2 if solver in TWO_STAGES else 1)
     found = sample(CLOUD.network(PREDICTIONS["edm"]), compiled, SHAPE, SEED)
     return float((found - solution).square().mean().sqrt())
@@ -92,7 +92,7 @@ def test_every_deterministic_solver_has_its_order_tested() -> None:
 def test_a_scaled_path_has_the_same_solution(solution: Tensor) -> None:
     """With the variance-preserving scale the state is s(t) times the other one, at 0.02 by 0.9998; Heun, 80 steps."""
     chosen = Schedule(schedule.edm_levels(LOW, HIGH), replace(schedule.vp_path(), end=None))
-    compiled = plan(chosen, "edm", "heun", steps=81, dtype="float64")
+    compiled = plan(schedule=chosen, prediction="edm", solver="heun", steps=81, dtype="float64")
     found = sample(CLOUD.network(PREDICTIONS["edm"]), compiled, SHAPE, SEED) * math.sqrt(1 + LOW**2)
     # Measured 4.8e-5; along the straighter path, so closer than without the scale.
     assert float((found - solution).square().mean().sqrt()) < error("heun", PATHS["vp, no scale"], 80, solution) < 2e-3

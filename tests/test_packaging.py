@@ -47,12 +47,13 @@ def run_from(wheel, folder, code):
 
 REPORT = """
 import json, importlib.util, torch, fastdiff, fastdiff.kernels
+from fastdiff.backends.registry import list_backends
 plan = fastdiff.plan(steps=3)
 sample = fastdiff.sample(lambda z, c: z * 0.3, plan, (2, 5), 0)
 print(json.dumps({
     "where": fastdiff.__file__,
     "kernels": importlib.util.find_spec("kernels") is not None,
-    "backends": {r.name: r.reason for r in fastdiff.list_backends()},
+    "backends": {r.name: r.reason for r in list_backends()},
     "sample": [v.hex() for v in sample.flatten().tolist()],
 }))
 """

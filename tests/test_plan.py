@@ -38,23 +38,23 @@ CHURN = Churn(4.0, 0.05, 50.0, 1.003)
 FULL = {"steps": 4, "guidance": Guidance(2.0, (0.1, 30.0)), "churn": CHURN, "clip": 1.0, "denoised": True}
 
 
-def made(*names: str, **settings: Any) -> Plan:
+def made(**settings: Any) -> Plan:
     """A plan; one whose inner products would need a clamped D is made without the clamp."""
     try:
-        return plan(*names, **settings)
+        return plan(**settings)
     except PlanError as error:
         if "leave clip out" not in str(error):
             raise
-        return plan(*names, **settings | {"clip": None})
+        return plan(**settings | {"clip": None})
 
 
 def plans() -> st.SearchStrategy[Plan]:
     """Plans of every setting."""
     return st.builds(
         made,
-        st.sampled_from(["edm", "vp", "ve"]),
-        st.sampled_from([name for name in NAMES if name != "iddpm"]),
-        st.sampled_from(list(SOLVERS)),
+        schedule=st.sampled_from(["edm", "vp", "ve"]),
+        prediction=st.sampled_from([name for name in NAMES if name != "iddpm"]),
+        solver=st.sampled_from(list(SOLVERS)),
         steps=st.integers(1, 4),
         guidance=st.sampled_from([0.0, 1.0, 2.5, Guidance(2.0, (0.1, 10.0))]),
         churn=st.sampled_from([None, CHURN]),
@@ -130,10 +130,10 @@ def test_threads_compile_the_same_plan() -> None:
     """mpmath's context is shared; the lock keeps one thread's working precision from another's numbers."""
     digests: list[str] = []
     names = ["vp", "edm", "ve", "vp"]
-    expected = [plan(name, name, steps=4).sha256 for name in names]
+    expected = [plan(schedule=name, prediction=name, steps=4).sha256 for name in names]
 
     def work(name: str, k: int) -> None:
-        digests.append(f"{k} {plan(name, name, steps=4).sha256}")
+        digests.append(f"{k} {plan(schedule=name, prediction=name, steps=4).sha256}")
 
     threads = [threading.Thread(target=work, args=(name, k)) for k, name in enumerate(names)]
     for thread in threads:
@@ -144,23 +144,30 @@ def test_threads_compile_the_same_plan() -> None:
 
 
 def test_a_thousand_steps_compile() -> None:
-    compiled = plan("edm", solver="euler", steps=1000)
+    compiled = plan(schedule="edm", solver="euler", steps=1000)
     assert compiled.evaluations == 1000
     assert compiled.buffers == ("x",)
 
 
 def test_numbers_of_numpy_and_exact_fractions_are_settings() -> None:
-    expected = plan([8.0, 0.5], "edm", "euler", guidance=2.0, clip=1.5, churn=Churn(1.5))
+    expected = plan(schedule=[8.0, 0.5], prediction="edm", solver="euler", guidance=2.0, clip=1.5, churn=Churn(1.5))
     for kind in (np.float32, np.float64, Fraction):
-        given = plan([kind(8.0), kind(0.5)], "edm", "euler", guidance=kind(2), clip=kind(1.5), churn=Churn(kind(1.5)))
+        given = plan(
+            schedule=[kind(8.0), kind(0.5)],
+            prediction="edm",
+            solver="euler",
+            guidance=kind(2),
+            clip=kind(1.5),
+            churn=Churn(kind(1.5)),
+        )
         assert given == expected
     assert plan(steps=np.int64(7)) == plan(steps=7)
 
 
 def test_a_schedule_of_sigmas_says_how_many_steps() -> None:
-    assert plan([80.0, 5.0, 1.0], solver="euler").evaluations == 3
-    assert plan([80.0, 5.0, 1.0, 0.0], solver="euler") == plan([80.0, 5.0, 1.0], solver="euler")
-    assert plan(np.array([80.0, 5.0, 1.0]), solver="euler") == plan([80.0, 5.0, 1.0], solver="euler")
+    assert plan(schedule=[80.0, 5.0, 1.0], solver="euler").evaluations == 3
+    assert plan(schedule=[80.0, 5.0, 1.0, 0.0], solver="euler") == plan(schedule=[80.0, 5.0, 1.0], solver="euler")
+    assert plan(schedule=np.array([80.0, 5.0, 1.0]), solver="euler") == plan(schedule=[80.0, 5.0, 1.0], solver="euler")
     assert plan(solver="euler").evaluations == 18
 
 
@@ -168,15 +175,15 @@ def test_a_schedule_of_sigmas_says_how_many_steps() -> None:
 
 
 def test_explain_shows_every_coefficient_in_words() -> None:
-    text = plan("edm", steps=3, guidance=2.0, churn=CHURN).explain()
+    text = plan(schedule="edm", steps=3, guidance=2.0, churn=CHURN).explain()
     assert text.startswith("heun · edm schedule · edm prediction · 3 steps · guidance 2 · churn 4\n")
     assert "state float32 · 5 network evaluations · 6 launches · buffers x · sha256" in text
     assert "x = +80·xi0" in text
     assert "·F_uncond" in text
     assert "×2" in text
     assert text.count("z = ") == 5
-    assert len(plan("edm", steps=18).explain(limit=3).splitlines()) < 12
-    assert "... 33 more rows" in plan("edm", steps=18).explain(limit=3)
+    assert len(plan(schedule="edm", steps=18).explain(limit=3).splitlines()) < 12
+    assert "... 33 more rows" in plan(schedule="edm", steps=18).explain(limit=3)
     assert "clip 1" in plan(**FULL).explain()
     assert "on sigma in [0.1, 30]" in plan(**FULL).explain()
 
@@ -256,7 +263,16 @@ def replayed(
     """The float32 plan, its result with given network outputs in [-1, 1] after a change, and the exact result."""
     shape, seeds = (16, 4), torch.arange(16)
     single, double = (
-        plan(name, name, solver, steps=steps, churn=CHURN, guidance=2.0, clip=clip, dtype=dtype)
+        plan(
+            schedule=name,
+            prediction=name,
+            solver=solver,
+            steps=steps,
+            churn=CHURN,
+            guidance=2.0,
+            clip=clip,
+            dtype=dtype,
+        )
         for dtype in ("float32", "float64")
     )
     assert [row.program for row in single.rows] == [row.program for row in double.rows]
@@ -316,16 +332,19 @@ def test_errors_are_handed_on_from_row_to_row() -> None:
 
 
 def test_the_bound_grows_with_what_the_network_may_return() -> None:
-    compiled = plan("edm", steps=6)
+    compiled = plan(schedule="edm", steps=6)
     assert compiled.bound(10.0).error > compiled.bound(1.0).error > 0
     assert compiled.bound(10.0).magnitude > compiled.bound(1.0).magnitude
-    assert plan("edm", steps=6, dtype="float64").bound().error < 2.0**-28 * compiled.bound().error
-    assert plan("edm", steps=6, clip=1.0).bound(1e6).magnitude < compiled.bound(1e6).magnitude
-    assert plan("edm", steps=6, churn=CHURN, noise="caller").bound() == plan("edm", steps=6, churn=CHURN).bound()
+    assert plan(schedule="edm", steps=6, dtype="float64").bound().error < 2.0**-28 * compiled.bound().error
+    assert plan(schedule="edm", steps=6, clip=1.0).bound(1e6).magnitude < compiled.bound(1e6).magnitude
+    assert (
+        plan(schedule="edm", steps=6, churn=CHURN, noise="caller").bound()
+        == plan(schedule="edm", steps=6, churn=CHURN).bound()
+    )
 
 
 def test_traffic_counts_state_and_network_bytes() -> None:
-    single, double = (plan("edm", steps=2, dtype=dtype) for dtype in ("float32", "float64"))
+    single, double = (plan(schedule="edm", steps=2, dtype=dtype) for dtype in ("float32", "float64"))
     assert single.traffic(network_bytes=2) == [6, 12, 12, 10]
     assert single.traffic() == [8, 16, 16, 12]
     assert double.traffic(network_bytes=2) == [10, 20, 20, 18]
@@ -382,8 +401,8 @@ def test_bad_settings_are_refused_with_the_value_and_what_is_allowed(arguments: 
 
 
 def test_large_noise_levels_are_not_refused_where_the_state_can_hold_them() -> None:
-    assert plan(schedule.edm(0.002, 1e30), steps=3).rows[0].outputs[0].noise[0][1] == pytest.approx(1e30)
-    assert plan(schedule.edm(0.002, 1e39), steps=3, dtype="float64").evaluations == 5
+    assert plan(schedule=schedule.edm(0.002, 1e30), steps=3).rows[0].outputs[0].noise[0][1] == pytest.approx(1e30)
+    assert plan(schedule=schedule.edm(0.002, 1e39), steps=3, dtype="float64").evaluations == 5
 
 
 @pytest.mark.parametrize(
@@ -570,7 +589,7 @@ def test_a_file_with_any_one_character_changed_is_refused_or_means_the_same(data
 
 
 def test_a_plan_read_back_samples_the_same_bits() -> None:
-    compiled = plan("edm", steps=3, churn=CHURN)
+    compiled = plan(schedule="edm", steps=3, churn=CHURN)
 
     def net(z: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
         return CLOUD.network(PREDICTIONS["edm"])(z.double(), c_noise.double()).float()
@@ -578,3 +597,11 @@ def test_a_plan_read_back_samples_the_same_bits() -> None:
     again = Plan.from_json(compiled.to_json())
     assert torch.equal(sample(net, compiled, (4, 2), 0), sample(net, again, (4, 2), 0))
     assert textbook.counter_noise((1, 2), [0], torch.float32)(-1).shape == (1, 2)
+
+
+def test_settings_without_a_name_are_refused_with_the_call_to_write() -> None:
+    settings: list[Any] = ["vp", "v", "euler"]
+    with pytest.raises(PlanError, match=r"write plan\(schedule='vp', prediction='v', solver='euler', \.\.\.\)"):
+        plan(*settings, steps=3)
+    with pytest.raises(PlanError, match=r"write plan\(schedule=\[2\.0, 0\.0\], \.\.\.\)"):
+        plan([2.0, 0.0])  # type: ignore[arg-type]

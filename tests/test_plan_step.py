@@ -31,7 +31,7 @@ Nets = Mapping[str, Any]
 
 def points(steps: int, schedule: str = "edm") -> list[Point]:
     chosen = named_schedule(schedule)
-    return [Point(chosen.path, t) for t in chosen.grid(steps)]
+    return chosen.points(steps)
 
 
 def replay(

@@ -201,7 +201,7 @@ def chained(seed: int) -> float | None:
     nets, chosen, memory = elementwise("edm"), from_sigmas(LEVELS), None
     first = reference.normals(9, torch.tensor(SEEDS), torch.tensor([[0, 0, 0, 0]])).view(SHAPE).double()
     held = {"x0": first * LEVELS[0], "mask": MASK}
-    points = [Point(chosen.path, t) for t in chosen.grid(STEPS)]
+    points = chosen.points(STEPS)
     try:
         for k, (now, then) in enumerate(pairwise(points)):
             made = plan_step(now=now, then=then, memory=memory, step=k, dtype="float64", batched=False, **settings)

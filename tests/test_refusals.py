@@ -14,7 +14,6 @@ from test_eager import DPMPP_2M_SDE
 from fastdiff.errors import PlanError
 from fastdiff.maths.churn import Churn
 from fastdiff.maths.guidance import Guidance, RescaledGuidance
-from fastdiff.maths.point import Point
 from fastdiff.maths.prediction import PREDICTIONS, edm
 from fastdiff.maths.real import mp
 from fastdiff.maths.registry import Registry
@@ -177,7 +176,7 @@ def test_arithmetic_that_fails_at_the_last_step_names_its_points() -> None:
 
 def test_noise_is_asked_for_within_a_step() -> None:
     chosen = named_schedule("edm")
-    trace = Trace([Point(chosen.path, t) for t in chosen.grid(3)], edm(), Guidance(), Churn(), 3)
+    trace = Trace(chosen.points(3), edm(), Guidance(), Churn(), 3)
     trace.solver = "mine"
     with pytest.raises(PlanError, match=r"^solver 'mine' asks for noise outside a step; fresh noise is counted"):
         trace.noise()
@@ -506,6 +505,6 @@ def test_a_rescale_that_is_no_share_is_refused(phi: Any) -> None:
 )
 def test_one_step_refuses_what_a_plan_refuses(settings: dict[str, Any], complaint: str) -> None:
     chosen = named_schedule("edm")
-    now, then, *_ = (Point(chosen.path, t) for t in chosen.grid(3))
+    now, then, *_ = chosen.points(3)
     with pytest.raises(PlanError, match=complaint):
         plan_step(**({"solver": "heun", "now": now, "then": then} | settings))

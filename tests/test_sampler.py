@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff import BackendError, InputError, NetworkError
+from fastdiff import ops
+from fastdiff.errors import BackendError, InputError, NetworkError
 from fastdiff.testing.rows import same_bits
 
 SHAPE = (3, 2, 4, 4)
@@ -100,7 +101,7 @@ def test_callers_noise_gives_the_same_bits_as_counters():
 
     def noise(row, j):
         out = torch.empty(SHAPE)
-        fastdiff.fill_noise(out, 0, purpose=draws[row][j].purpose, draw=draws[row][j].draw)
+        ops.fill_noise(out, 0, purpose=draws[row][j].purpose, draw=draws[row][j].draw)
         return out
 
     assert same_bits(fastdiff.sample(net, churned, SHAPE, 0), fastdiff.sample(net, injected, SHAPE, 0, noise=noise))
@@ -258,8 +259,36 @@ def test_bad_arguments(case):
         fastdiff.sample(net, HEUN, **arguments)
 
 
+class Named:
+    """Guidance by hand under names of its own: cond weighs 2, uncond -1."""
+
+    def __init__(self, cond="strong", uncond="weak"):
+        self.names = cond, uncond
+
+    def branches(self, sigma):
+        return self.names
+
+    def combine(self, sigma, denoised):
+        cond, uncond = (denoised[name] for name in self.names)
+        return cond * 2.0 + uncond * -1.0
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_branches_have_free_names(batched):
+    usual = fastdiff.sample(labelled, GUIDED, SHAPE, 0, cond={"label": LABEL}, uncond={"label": NONE})
+    given = {"strong": {"label": LABEL}, "weak": {"label": NONE}}
+    named = fastdiff.plan(steps=4, guidance=Named(), batched=batched)
+    assert same_bits(usual, fastdiff.sample(labelled, named, SHAPE, 0, branches=given))
+    mixed = fastdiff.plan(steps=4, guidance=Named("cond", "weak"), batched=batched)
+    assert same_bits(usual, fastdiff.sample(labelled, mixed, SHAPE, 0, cond=given["strong"], branches=given))
+    with pytest.raises(InputError, match=r"branch 'weak', for which nothing was given; pass branches=\{'weak': ...\}"):
+        fastdiff.sample(labelled, named, SHAPE, 0, branches={"strong": given["strong"]})
+    with pytest.raises(InputError, match=r"branches\['cond'\] was given, and cond too"):
+        fastdiff.sample(labelled, GUIDED, SHAPE, 0, cond=given["strong"], branches={"cond": given["weak"]})
+
+
 def test_conditioning_that_does_not_fit():
-    with pytest.raises(InputError, match="uncond is None; pass uncond"):
+    with pytest.raises(InputError, match=r"nothing was given; pass uncond, .* keys as cond \(label\)"):
         fastdiff.sample(labelled, GUIDED, SHAPE, 0, cond={"label": LABEL})
     with pytest.raises(InputError, match=r"cond\['label'\] has leading dimension 2; it must be the batch size 3"):
         fastdiff.sample(labelled, HEUN, SHAPE, 0, cond={"label": LABEL[:2]})

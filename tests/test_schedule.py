@@ -139,6 +139,12 @@ def test_grid_ends_where_sigma_is_zero() -> None:
         assert all(a > b for a, b in pairwise(grid))
 
 
+def test_points_are_at_the_times_of_the_grid() -> None:
+    chosen = schedule.named_schedule("vp")
+    assert [(point.path, point.t) for point in chosen.points(4)] == [(chosen.path, t) for t in chosen.grid(4)]
+    assert [point.sigma for point in schedule.edm(1.0, 80.0).points(5, mp.nint)] == [80, 34, 13, 4, 1, 0]
+
+
 def test_a_schedule_of_given_levels_visits_exactly_these() -> None:
     for sigmas in ([10.0, 1.0, 0.1], [10.0, 1.0, 0.1, 0.0]):
         assert schedule.from_sigmas(sigmas).grid(3) == [10, 1, mp.mpf(0.1), 0]

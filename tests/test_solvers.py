@@ -61,7 +61,11 @@ def test_every_combination_of_the_ablation_is_the_textbook_one(
     """EDM, table 1: any prediction, any noise levels, any sigma(t), any s(t)."""
     steps = 6
     compiled = plan(
-        Schedule(OUR_LEVELS[levels], OUR_PATHS[path]), OUR_PREDICTIONS[predicts], solver, steps=steps, dtype="float64"
+        schedule=Schedule(OUR_LEVELS[levels], OUR_PATHS[path]),
+        prediction=OUR_PREDICTIONS[predicts],
+        solver=solver,
+        steps=steps,
+        dtype="float64",
     )
     paper = PREDICTIONS[predicts]
     net = CLOUD.network(paper)
@@ -86,7 +90,11 @@ def test_every_combination_of_the_ablation_is_the_textbook_one(
 )
 def test_other_predictions_and_solvers_are_the_textbook_ones(predicts: str, solver: str, path: str) -> None:
     compiled = plan(
-        Schedule(OUR_LEVELS["edm"], OUR_PATHS[path]), OUR_PREDICTIONS[predicts], solver, steps=8, dtype="float64"
+        schedule=Schedule(OUR_LEVELS["edm"], OUR_PATHS[path]),
+        prediction=OUR_PREDICTIONS[predicts],
+        solver=solver,
+        steps=8,
+        dtype="float64",
     )
     paper = PREDICTIONS[predicts]
     net = CLOUD.network(paper)
@@ -118,9 +126,9 @@ def test_churn_is_the_textbook_one(predicts: str, solver: str, path: str, levels
     """EDM, algorithm 2: noise before the network, interval, cap, S_noise; round_sigma where the network has one."""
     steps = 12
     compiled = plan(
-        Schedule(OUR_LEVELS[levels], OUR_PATHS[path]),
-        OUR_PREDICTIONS[predicts],
-        solver,
+        schedule=Schedule(OUR_LEVELS[levels], OUR_PATHS[path]),
+        prediction=OUR_PREDICTIONS[predicts],
+        solver=solver,
         steps=steps,
         dtype="float64",
         churn=Churn(churn.s_churn, churn.s_tmin, churn.s_tmax, churn.s_noise),
@@ -149,9 +157,9 @@ def test_guidance_and_clipping_are_the_textbook_ones(
     """Classifier-free guidance, everywhere or in an interval, then D clamped; with churn."""
     steps, churn = 10, textbook.Churn(4.0, 0.05, 50.0, 1.003)
     compiled = plan(
-        "edm",
-        "edm",
-        solver,
+        schedule="edm",
+        prediction="edm",
+        solver=solver,
         steps=steps,
         dtype="float64",
         guidance=guidance,
@@ -199,7 +207,7 @@ def test_the_textbook_that_ships_is_the_textbook() -> None:
 def test_a_network_that_is_told_the_wrong_noise_level_is_noticed() -> None:
     """The positive control of every test above: c_noise off by 0.1 % changes the sample by far more than 1e-12."""
     net = CLOUD.network(PREDICTIONS["edm"])
-    compiled = plan("edm", steps=8, dtype="float64")
+    compiled = plan(schedule="edm", steps=8, dtype="float64")
     right = sample(net, compiled, SHAPE, SEED)
     wrong = sample(lambda z, c_noise: net(z, c_noise * 1.001), compiled, SHAPE, SEED)
     assert distance(wrong, right) > 1e-4
@@ -225,7 +233,7 @@ def test_float32_is_as_accurate_as_eager_float32(steps: int, s_churn: float) -> 
         )
 
     truth = paper(torch.float64)
-    ours = sample(net, plan("edm", steps=steps, churn=Churn(*churn)), shape, SEED)
+    ours = sample(net, plan(schedule="edm", steps=steps, churn=Churn(*churn)), shape, SEED)
     assert ours.dtype is torch.float32
     quantiles = torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64)
     found = (ours - truth).abs().flatten().quantile(quantiles)
@@ -271,7 +279,7 @@ def recursion(steps: int, churn: textbook.Churn, s: float = 0.5) -> float:
 @pytest.mark.parametrize(("steps", "error"), [(18, "5.5e-02"), (40, "9.8e-03"), (256, "2.1e-04")])
 def test_heun_approaches_the_exact_map_of_gaussian_data(steps: int, error: str) -> None:
     """The ODE takes x at sigma to ``x s / sqrt(s^2 + sigma^2)``; Heun from 80 is off by the published amount."""
-    compiled = plan("edm", steps=steps, dtype="float64", noise="caller")
+    compiled = plan(schedule="edm", steps=steps, dtype="float64", noise="caller")
     (gain,) = noise_gains(compiled).tolist()
     exact = 80 * 0.5 / math.sqrt(0.5**2 + 80.0**2)
     assert f"{gain / exact - 1:.1e}" == error
@@ -287,7 +295,7 @@ def test_heun_approaches_the_exact_map_of_gaussian_data(steps: int, error: str) 
 def test_the_stochastic_sampler_has_the_variance_of_its_recursion(
     steps: int, settings: tuple[float, ...], std: float
 ) -> None:
-    compiled = plan("edm", steps=steps, dtype="float64", churn=Churn(*settings), noise="caller")
+    compiled = plan(schedule="edm", steps=steps, dtype="float64", churn=Churn(*settings), noise="caller")
     found = float(noise_gains(compiled).norm())
     assert found == pytest.approx(recursion(steps, textbook.Churn(*settings)), rel=1e-12)
     assert found == pytest.approx(std, abs=5e-6 if steps == 32 else 5e-7)
@@ -296,7 +304,7 @@ def test_the_stochastic_sampler_has_the_variance_of_its_recursion(
 def test_the_variance_of_drawn_samples_is_that_of_the_recursion() -> None:
     """200,000 float32 samples: 5 standard errors, alpha = 6e-7; without the noise of S_noise it would be 9 off."""
     n = 200_000
-    compiled = plan("edm", steps=32, churn=Churn(10.0, 0.05, 50.0, 1.003))
+    compiled = plan(schedule="edm", steps=32, churn=Churn(10.0, 0.05, 50.0, 1.003))
     x = sample(gaussian, compiled, (8, n // 8), SEED).double()
     std = recursion(32, textbook.Churn(10.0, 0.05, 50.0, 1.003))
     error = std / math.sqrt(2 * n)
@@ -306,7 +314,7 @@ def test_the_variance_of_drawn_samples_is_that_of_the_recursion() -> None:
 
 @cache
 def churned_plan(low: float, high: float) -> Plan:
-    return plan("edm", steps=256, churn=Churn(40.0, low, high))
+    return plan(schedule="edm", steps=256, churn=Churn(40.0, low, high))
 
 
 @pytest.mark.parametrize(
@@ -320,11 +328,13 @@ def test_churn_acts_on_the_published_number_of_steps(interval: tuple[float, floa
 def test_the_ends_of_intervals_are_included() -> None:
     """Also where a level is such an end only up to the rounding of 160-bit arithmetic, as edm's 80 and 0.002 are."""
     for steps in (5, 18, 32):
-        compiled = plan("edm", steps=steps, churn=Churn(1.0, 0.002, 80.0), guidance=Guidance(2.0, (0.002, 80.0)))
+        compiled = plan(
+            schedule="edm", steps=steps, churn=Churn(1.0, 0.002, 80.0), guidance=Guidance(2.0, (0.002, 80.0))
+        )
         assert sum(len(row.draws) for row in compiled.rows) == steps + 1
         # Churn lifts the first evaluation above 80.
         assert [row.copies for row in compiled.rows[:-1]] == [1] + [2] * (2 * steps - 2)
-    given = plan([8.0, 4.0, 2.0, 1.0], solver="euler", churn=Churn(1.0, 2.0, 4.0))
+    given = plan(schedule=[8.0, 4.0, 2.0, 1.0], solver="euler", churn=Churn(1.0, 2.0, 4.0))
     assert [len(row.draws) for row in given.rows] == [1, 1, 1, 0, 0]
 
 
@@ -335,7 +345,7 @@ def test_the_cap_of_churn_binds_at_0_4142_of_the_steps() -> None:
 
 def test_the_noise_level_told_is_the_churned_one() -> None:
     """EDM, algorithm 2: the network sees t-hat, here 40/256 above the level."""
-    plain, churned = plan("edm", solver="euler", steps=256), churned_plan(0.05, 50.0)
+    plain, churned = plan(schedule="edm", solver="euler", steps=256), churned_plan(0.05, 50.0)
     ratio = [b.sigma / a.sigma for a, b in zip(plain.rows[:-1], churned.rows[0:-1:2], strict=True)]
     assert sum(r == pytest.approx(1.15625, rel=1e-12) for r in ratio) == 191
     assert sum(r == 1.0 for r in ratio) == 65
@@ -346,7 +356,7 @@ def test_the_noise_level_told_is_the_churned_one() -> None:
 def test_dirac_data_is_exact_in_one_step(solver: str, predicts: str) -> None:
     """D is the one data point whatever x: a straight line to it, so one step lands on it."""
     point = torch.tensor([[0.25, -0.75]], dtype=torch.float64)
-    compiled = plan("edm", OUR_PREDICTIONS[predicts], solver, steps=1, dtype="float64")
+    compiled = plan(schedule="edm", prediction=OUR_PREDICTIONS[predicts], solver=solver, steps=1, dtype="float64")
     c_skip, c_out, c_in, _ = PREDICTIONS[predicts].scalars(compiled.rows[0].sigma)
     found = sample(lambda z, c_noise: (point - c_skip * z / c_in) / c_out, compiled, SHAPE, SEED)
     assert compiled.evaluations == 1
@@ -356,9 +366,9 @@ def test_dirac_data_is_exact_in_one_step(solver: str, predicts: str) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 18, 40])
 def test_network_evaluations_are_those_of_the_paper(steps: int) -> None:
-    assert plan("edm", solver="euler", steps=steps).evaluations == steps
-    assert plan("edm", solver="heun", steps=steps).evaluations == 2 * steps - 1
-    assert plan("edm", solver="midpoint", steps=steps).evaluations == 2 * steps
+    assert plan(schedule="edm", solver="euler", steps=steps).evaluations == steps
+    assert plan(schedule="edm", solver="heun", steps=steps).evaluations == 2 * steps - 1
+    assert plan(schedule="edm", solver="midpoint", steps=steps).evaluations == 2 * steps
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -388,9 +398,9 @@ def adams_bashforth(order: int) -> Solver:
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_a_multistep_solver_of_a_users_own_is_the_textbook_one(order: int, path: str, clip: float | None) -> None:
     compiled = plan(
-        Schedule(OUR_LEVELS["edm"], OUR_PATHS[path]),
-        "edm",
-        adams_bashforth(order),
+        schedule=Schedule(OUR_LEVELS["edm"], OUR_PATHS[path]),
+        prediction="edm",
+        solver=adams_bashforth(order),
         steps=14,
         dtype="float64",
         clip=clip,

@@ -219,7 +219,7 @@ def point(sigma: float) -> Point:
 
 def trace_of(steps: int = 4) -> Trace:
     chosen = named_schedule("edm")
-    return Trace([Point(chosen.path, t) for t in chosen.grid(steps)], edm(), Guidance(), Churn(), steps)
+    return Trace(chosen.points(steps), edm(), Guidance(), Churn(), steps)
 
 
 def covariance(u: Combination, v: Combination) -> float:

@@ -75,7 +75,14 @@ def test_the_samples_of_golden_plans_are_the_same_bits(name: str, backend: str) 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in DIGITS, reason="no hash for this processor")
 def test_the_digits_are_the_same_bits() -> None:
     net, facts = load_digits()
-    compiled = plan("edm", edm(sigma_data=float(facts["sigma_data"])), "heun", steps=18, guidance=2.0, churn=Churn(10))
+    compiled = plan(
+        schedule="edm",
+        prediction=edm(sigma_data=float(facts["sigma_data"])),
+        solver="heun",
+        steps=18,
+        guidance=2.0,
+        churn=Churn(10),
+    )
     labels = torch.eye(10)
     conditioning = {"cond": {"class_labels": labels}, "uncond": {"class_labels": torch.zeros_like(labels)}}
     digits = fastdiff.sample(net, compiled, (10, 1, 8, 8), 0, **conditioning)

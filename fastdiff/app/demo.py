@@ -102,7 +102,14 @@ def run(folder: Path, repeats: int) -> None:
 
 
 def _plan(network: Network, denoised: bool = False) -> Plan:
-    return plan("edm", edm(network.sigma_data), "heun", steps=STEPS, guidance=GUIDANCE, denoised=denoised)
+    return plan(
+        schedule="edm",
+        prediction=edm(network.sigma_data),
+        solver="heun",
+        steps=STEPS,
+        guidance=GUIDANCE,
+        denoised=denoised,
+    )
 
 
 def _costs(compiled: Plan, sigma_data: float) -> dict[str, Cost]:

@@ -18,6 +18,7 @@ import torch
 import fastdiff
 from fastdiff.app.digits import CHECKPOINT, load_digits
 from fastdiff.backends import cpu, reference, registry
+from fastdiff.backends.registry import list_backends
 from fastdiff.errors import FastdiffError
 from fastdiff.plans.file import NOISE_FORMAT
 
@@ -128,7 +129,7 @@ def _versions() -> Lines:
 
 
 def _backends() -> Lines:
-    for report in fastdiff.list_backends():
+    for report in list_backends():
         yield (
             report.name,
             OK if report.usable else NOTE,
@@ -181,7 +182,7 @@ def _self_test() -> Lines:
         FAILED if wrong else OK,
         f"{len(wrong)} of 3 known answers are wrong" if wrong else "3 known answers",
     )
-    for report in fastdiff.list_backends():
+    for report in list_backends():
         if report.usable and report.name != "reference" and _on_cpu(report.name):
             for name, isa in _variants(report.name):
                 with isa:

@@ -52,9 +52,9 @@ class Settings:
         if self.saved is not None:
             return read_plan(self.saved)
         return plan(
-            self.schedule,
-            edm(sigma_data),
-            self.solver,
+            schedule=self.schedule,
+            prediction=edm(sigma_data),
+            solver=self.solver,
             steps=self.steps,
             guidance=Guidance(self.guidance, self.interval),
             churn=Churn(self.s_churn, self.s_tmin, self.s_tmax, self.s_noise),

@@ -1,12 +1,52 @@
-"""Points: a moment on a path, with everything of it that samplers' formulas use."""
+"""Paths of the forward process, and points: a moment on a path, with what samplers' formulas use of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fastdiff.maths.real import Real, mp
-from fastdiff.maths.schedule import Path
+
+Function = Callable[[Real], Real]
+
+
+@dataclass(frozen=True)
+class Path:
+    """sigma(t) and s(t), with what the probability-flow ODE needs of them.
+
+    Args:
+        name: for people and plan files.
+        sigma: noise level at t, in data units.
+        sigma_deriv: its derivative.
+        sigma_inv: t at a noise level.
+        s: signal scale at t.
+        s_deriv: its derivative.
+        end: the time at which sigma is 0, or None if the path never gets there.
+    """
+
+    name: str
+    sigma: Function
+    sigma_deriv: Function
+    sigma_inv: Function
+    s: Function = lambda t: mp.one
+    s_deriv: Function = lambda t: mp.zero
+    end: float | None = 0.0
+
+    def with_vp_scale(self) -> Path:
+        """The same noise levels with the variance-preserving scale ``s = 1 / sqrt(1 + sigma(t)^2)``."""
+
+        def s(t: Real) -> Real:
+            return 1 / mp.sqrt(1 + self.sigma(t) ** 2)
+
+        def s_deriv(t: Real) -> Real:
+            return -self.sigma(t) * self.sigma_deriv(t) * s(t) ** 3
+
+        return replace(self, name=f"{self.name}, vp scale", s=s, s_deriv=s_deriv)
+
+    def without_scale(self) -> Path:
+        """The same noise levels with ``s = 1``."""
+        return replace(self, name=f"{self.name}, no scale", s=lambda t: mp.one, s_deriv=lambda t: mp.zero)
 
 
 @dataclass(frozen=True)

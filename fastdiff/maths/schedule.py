@@ -15,49 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastdiff.errors import PlanError
+from fastdiff.maths.point import Function, Path, Point
 from fastdiff.maths.real import LOCK, Real, count, expm1, log1p, mp, not_negative, positive, real
 from fastdiff.maths.registry import Registry
 
-Function = Callable[[Real], Real]
 Levels = Callable[[int], list[Real]]
-
-
-@dataclass(frozen=True)
-class Path:
-    """sigma(t) and s(t), with what the probability-flow ODE needs of them.
-
-    Args:
-        name: for people and plan files.
-        sigma: noise level at t, in data units.
-        sigma_deriv: its derivative.
-        sigma_inv: t at a noise level.
-        s: signal scale at t.
-        s_deriv: its derivative.
-        end: the time at which sigma is 0, or None if the path never gets there.
-    """
-
-    name: str
-    sigma: Function
-    sigma_deriv: Function
-    sigma_inv: Function
-    s: Function = lambda t: mp.one
-    s_deriv: Function = lambda t: mp.zero
-    end: float | None = 0.0
-
-    def with_vp_scale(self) -> Path:
-        """The same noise levels with the variance-preserving scale ``s = 1 / sqrt(1 + sigma(t)^2)``."""
-
-        def s(t: Real) -> Real:
-            return 1 / mp.sqrt(1 + self.sigma(t) ** 2)
-
-        def s_deriv(t: Real) -> Real:
-            return -self.sigma(t) * self.sigma_deriv(t) * s(t) ** 3
-
-        return replace(self, name=f"{self.name}, vp scale", s=s, s_deriv=s_deriv)
-
-    def without_scale(self) -> Path:
-        """The same noise levels with ``s = 1``."""
-        return replace(self, name=f"{self.name}, no scale", s=lambda t: mp.one, s_deriv=lambda t: mp.zero)
 
 
 def linear_path() -> Path:
@@ -192,6 +154,10 @@ class Schedule:
             times = [self.path.sigma_inv(sigma) for sigma in sigmas]
             end = self.path.end
         return times if end is None else [*times, real(end, "end")]
+
+    def points(self, steps: int, round_sigma: Function = lambda sigma: sigma) -> list[Point]:
+        """The points on the path at the times of ``grid``, which takes and raises the same."""
+        return [Point(self.path, t) for t in self.grid(steps, round_sigma)]
 
 
 def named_schedule(name: str) -> Schedule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from fastdiff.errors import PlanError
 from fastdiff.maths.churn import Churn
@@ -23,10 +23,10 @@ from fastdiff.solvers.trace import Trace
 
 
 def plan(
+    *positional: NoReturn,
     schedule: str | Schedule | Sequence[float] = "edm",
     prediction: str | Prediction = "edm",
     solver: str | Solver = "heun",
-    *,
     steps: int | None = None,
     guidance: float | Guide = 1.0,
     churn: Churn | None = None,
@@ -37,9 +37,10 @@ def plan(
     noise: str = "counter",
     visible: bool = False,
 ) -> Plan:
-    """Compile a sampler.
+    """Compile a sampler. All settings are given by name.
 
     Args:
+        positional: none.
         schedule: the name of one (``"edm"``, ``"vp"``, ...), a ``Schedule``, or a sequence of noise levels.
         prediction: what the network predicts: a name (``"edm"``, ``"epsilon"``, ``"v"``, ...) or a ``Prediction``.
         solver: the name of one (``"heun"``, ``"dpmpp_2m"``, ...) or a ``Solver``, such as ``ddim(eta=0.5)``.
@@ -57,6 +58,10 @@ def plan(
     Raises:
         PlanError: a setting is not valid, or a coefficient overflows the state type; says which.
     """
+    if positional:
+        names = ("schedule", "prediction", "solver")
+        written = ", ".join(f"{name}={value!r}" for name, value in zip(names, positional, strict=False))
+        raise PlanError(f"plan() takes its settings by name; write plan({written}, ...)")
     with LOCK:
         chosen, known, method = schedule_of(schedule), prediction_of(prediction), solver_of(solver)
         if noise not in ("counter", "caller"):
@@ -64,7 +69,7 @@ def plan(
         if steps is None:
             steps = 18 if isinstance(schedule, str | Schedule) else len([s for s in schedule if s != 0])
         steps = count(steps, "steps")
-        points = [Point(chosen.path, t) for t in chosen.grid(steps, known.round_sigma)]
+        points = chosen.points(steps, known.round_sigma)
         trace = Trace(points, known, guide_of(guidance), churn or Churn(), steps, clip_of(clip))
         result = trace.finish(trace.run(method))
         title = _title(trace, chosen)

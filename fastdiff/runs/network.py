@@ -21,43 +21,37 @@ class Branches:
     """The conditioning of every set of branches that a plan evaluates, prepared once.
 
     Args:
-        cond: keyword arguments of the network for the conditional branch; tensors have leading dimension B.
-        uncond: the same for the unconditional branch.
+        conditioning: keyword arguments of the network for each branch, None where none were given; tensors have
+            leading dimension B.
         batch: B.
         batched: one call on inputs stacked in branch order, else one call a branch.
         rows: the branches of every evaluation.
 
     Raises:
-        InputError: a branch that the plan evaluates has no conditioning, or the two cannot be stacked.
+        InputError: a branch that the plan evaluates has no conditioning, or those of one call cannot be stacked.
     """
 
     def __init__(
         self,
-        cond: Conditioning | None,
-        uncond: Conditioning | None,
+        conditioning: Mapping[str, Conditioning | None],
         batch: int,
         batched: bool,
         rows: Sequence[tuple[str, ...]],
     ) -> None:
-        given = {COND: dict(cond or {}), UNCOND: None if uncond is None else dict(uncond)}
-        needed = dict.fromkeys(name for row in rows for name in row)
-        if unknown := [name for name in needed if name not in given]:
-            raise InputError(
-                f"the plan evaluates the branches {unknown}; sample() knows cond and uncond: use Run instead"
-            )
-        if UNCOND in needed and given[UNCOND] is None:
-            if given[COND]:
+        needed = {name: conditioning.get(name) for row in rows for name in row}
+        full = next((name for name, part in needed.items() if part), None)
+        for name, part in needed.items():
+            if part is None and full is not None:
+                how = name if name in (COND, UNCOND) else f"branches={{{name!r}: ...}}"
                 raise InputError(
-                    "the plan evaluates the unconditional branch and uncond is None; pass uncond, a dict with the same "
-                    f"keys as cond ({', '.join(given[COND])}), or compile the plan with guidance=1"
+                    f"the plan evaluates the branch {name!r}, for which nothing was given; pass {how}, a dict with the "
+                    f"same keys as {full} ({', '.join(needed[full] or ())}), or compile the plan with other guidance"
                 )
-            given[UNCOND] = {}
-        for name in needed:
-            _check_conditioning(name, given[name] or {}, batch)
+            _check_conditioning(name, part or {}, batch)
         self._calls: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for row in dict.fromkeys(rows):
-            parts = [given[name] or {} for name in row]
-            self._calls[row] = [_stack(parts, batch)] if batched and len(row) > 1 else parts
+            parts = {name: dict(needed[name] or {}) for name in row}
+            self._calls[row] = [_stack(parts)] if batched and len(row) > 1 else list(parts.values())
 
     @property
     def structure(self) -> tuple[Any, ...]:
@@ -202,30 +196,33 @@ def _check_conditioning(branch: str, conditioning: Mapping[str, Any], batch: int
             )
 
 
-def _stack(parts: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
+def _stack(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Conditioning of several branches stacked along the batch; what is no batched tensor must be the same."""
-    first, *others = parts
-    stacked = {}
-    for other in others:
-        if set(other) != set(first):
+    (first, keys), *others = parts.items()
+    for other, given in others:
+        if set(given) != set(keys):
             raise InputError(
-                f"cond has keys {sorted(first)} and uncond has {sorted(other)}; to be stacked they must be the same "
+                f"{first} has keys {sorted(keys)} and {other} has {sorted(given)}; to be stacked they must be the same "
                 "(or compile the plan with batched=False)"
             )
-    for name, value in first.items():
-        values = [value, *(other[name] for other in others)]
-        if all(isinstance(v, Tensor) and v.dim() for v in values):
-            if len({(v.shape, v.dtype, v.device) for v in values}) > 1:
-                raise InputError(
-                    f"cond[{name!r}] and uncond[{name!r}] differ in shape, dtype or device "
-                    f"({', '.join(f'{list(v.shape)} {v.dtype} {v.device}' for v in values)}); they are stacked for one "
-                    "network call, so make them alike or compile the plan with batched=False"
-                )
-            stacked[name] = torch.cat(values)
-        elif all(v is value for v in values) or not any(isinstance(v, Tensor) for v in values):
-            if any(v != value for v in values if v is not value):
-                raise InputError(f"cond[{name!r}] and uncond[{name!r}] are not tensors and differ; use batched=False")
-            stacked[name] = value
-        else:
-            raise InputError(f"cond[{name!r}] and uncond[{name!r}] must both be tensors with a batch dimension")
-    return stacked
+    return {name: _stacked(name, {branch: part[name] for branch, part in parts.items()}) for name in keys}
+
+
+def _stacked(name: str, by_branch: Mapping[str, Any]) -> Any:
+    """One argument of several branches."""
+    values = list(by_branch.values())
+    named = " and ".join(f"{branch}[{name!r}]" for branch in by_branch)
+    if all(isinstance(v, Tensor) and v.dim() for v in values):
+        if len({(v.shape, v.dtype, v.device) for v in values}) > 1:
+            looks = ", ".join(f"{list(v.shape)} {v.dtype} {v.device}" for v in values)
+            raise InputError(
+                f"{named} differ in shape, dtype or device ({looks}); they are stacked for one network call, so make "
+                "them alike or compile the plan with batched=False"
+            )
+        return torch.cat(values)
+    same = all(v is values[0] for v in values)
+    if not same and any(isinstance(v, Tensor) for v in values):
+        raise InputError(f"{named} must all be tensors with a batch dimension")
+    if not same and any(v != values[0] for v in values[1:]):
+        raise InputError(f"{named} are not tensors and differ; use batched=False")
+    return values[0]

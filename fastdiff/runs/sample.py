@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastdiff.errors import InputError
+from fastdiff.maths.guidance import COND, UNCOND
 from fastdiff.plans.plan import Plan
 from fastdiff.runs.accepted import CallerFunction, CallerNoise, checked_shape, found_device
 from fastdiff.runs.graph import Settings, sample_by_graph
@@ -24,6 +25,7 @@ def sample(
     *,
     cond: Conditioning | None = None,
     uncond: Conditioning | None = None,
+    branches: Mapping[str, Conditioning] | None = None,
     device: torch.device | str = "cpu",
     network_dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -47,6 +49,7 @@ def sample(
         cond: keyword arguments of the network; tensors have leading dimension B.
         uncond: the same for the unconditional branch of guidance. Guided evaluations of a plan compiled batched
             are one call on ``[cond; uncond]``.
+        branches: the same by name, for guidance whose branches have other names.
         device: where to sample.
         network_dtype: dtype of the network's input; the state type if None.
         memory_format: of all tensors: contiguous, channels_last or channels_last_3d.
@@ -71,7 +74,7 @@ def sample(
     batch = checked_shape(shape)[0]
     with torch.set_grad_enabled(differentiable):
         evaluated = [row.branches for row in plan.rows if row.network is not None]
-        conditioning = Branches(cond, uncond, batch, plan.batched, evaluated)
+        conditioning = Branches(_by_name(cond, uncond, branches), batch, plan.batched, evaluated)
         if cuda_graph:
             asked = {"given": given is not None, "calls": calls is not None, "callback": callback is not None}
             _refuse_on_host(**asked, progress=progress, differentiable=differentiable)
@@ -95,6 +98,18 @@ def sample(
             if callback is not None:
                 callback(run, evaluation)
         return run.finish()
+
+
+def _by_name(
+    cond: Conditioning | None, uncond: Conditioning | None, branches: Mapping[str, Conditioning] | None
+) -> dict[str, Conditioning | None]:
+    """The conditioning of every branch."""
+    by_name: dict[str, Conditioning | None] = {COND: cond, UNCOND: uncond}
+    for name, conditioning in (branches or {}).items():
+        if by_name.get(name) is not None:
+            raise InputError(f"branches[{name!r}] was given, and {name} too; leave one of them out")
+        by_name[name] = conditioning
+    return by_name
 
 
 def _refuse_on_host(**asked: bool) -> None:

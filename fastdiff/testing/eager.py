@@ -67,7 +67,7 @@ def eager_sample(
     """
     with LOCK:
         chosen, known = schedule_of(schedule), prediction_of(prediction)
-        points = [Point(chosen.path, t) for t in chosen.grid(steps, known.round_sigma)]
+        points = chosen.points(steps, known.round_sigma)
         trace = Eager(points, known, guide_of(guidance), churn or Churn(), steps, clip_of(clip))
         trace.networks = net if isinstance(net, Mapping) else {COND: net}
         trace.shape, trace.seeds = torch.Size(shape), normalise_seeds(seeds, shape[0])

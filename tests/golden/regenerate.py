@@ -29,13 +29,15 @@ FIRST: dict[str, Callable[[], Plan]] = {
     "heun-clip-interval-unbatched": partial(
         plan, steps=4, guidance=Guidance(3.0, (0.1, 20.0)), clip=1.0, batched=False, denoised=True
     ),
-    "heun-vp-v": partial(plan, "vp", "v", steps=3),
-    "heun-iddpm": partial(plan, "iddpm", "iddpm", steps=3, churn=EDM_CHURN),
-    "euler-vp": partial(plan, "vp", "vp", "euler", steps=3),
-    "euler-ve-caller-noise": partial(plan, "ve", "ve", "euler", steps=3, churn=EDM_CHURN, noise="caller"),
-    "midpoint-flow": partial(plan, "edm", "flow", "midpoint", steps=3),
-    "ralston-score-on-mixed-schedule": partial(plan, MIXED, "score", "ralston", steps=3),
-    "euler-x0-given-sigmas": partial(plan, [14.6, 2.5, 0.3, 0.0], "x0", "euler"),
+    "heun-vp-v": partial(plan, schedule="vp", prediction="v", steps=3),
+    "heun-iddpm": partial(plan, schedule="iddpm", prediction="iddpm", steps=3, churn=EDM_CHURN),
+    "euler-vp": partial(plan, schedule="vp", prediction="vp", solver="euler", steps=3),
+    "euler-ve-caller-noise": partial(
+        plan, schedule="ve", prediction="ve", solver="euler", steps=3, churn=EDM_CHURN, noise="caller"
+    ),
+    "midpoint-flow": partial(plan, schedule="edm", prediction="flow", solver="midpoint", steps=3),
+    "ralston-score-on-mixed-schedule": partial(plan, schedule=MIXED, prediction="score", solver="ralston", steps=3),
+    "euler-x0-given-sigmas": partial(plan, schedule=[14.6, 2.5, 0.3, 0.0], prediction="x0", solver="euler"),
 }
 
 
@@ -48,13 +50,13 @@ def _masked(trace, x, now, then, memory):
 
 PLANS: dict[str, Callable[[], Plan]] = {
     "euler-ancestral": partial(plan, solver="euler_ancestral", steps=4),
-    "ddpm-vp-epsilon": partial(plan, "vp", "epsilon", "ddpm", steps=4),
-    "ddim": partial(plan, "vp", "epsilon", "ddim", steps=4),
-    "ddim-eta": partial(plan, "vp", "epsilon", SOLVERS["ddim"](eta=0.5), steps=4),
+    "ddpm-vp-epsilon": partial(plan, schedule="vp", prediction="epsilon", solver="ddpm", steps=4),
+    "ddim": partial(plan, schedule="vp", prediction="epsilon", solver="ddim", steps=4),
+    "ddim-eta": partial(plan, schedule="vp", prediction="epsilon", solver=SOLVERS["ddim"](eta=0.5), steps=4),
     "dpmpp-2m": partial(plan, solver="dpmpp_2m", steps=5, guidance=2.0),
     "lms": partial(plan, solver="lms", steps=6),
     "unipc": partial(plan, solver="unipc", steps=5),
-    "reverse-sde": partial(plan, "vp", "score", "reverse_sde", steps=4),
+    "reverse-sde": partial(plan, schedule="vp", prediction="score", solver="reverse_sde", steps=4),
     "predictor-corrector": partial(plan, solver="predictor_corrector", steps=3),
     "heun-rescaled": partial(plan, steps=3, guidance=RescaledGuidance(3.0)),
     "unipc-visible": partial(plan, solver="unipc", steps=4, visible=True, dtype="float64"),

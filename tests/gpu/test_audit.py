@@ -8,7 +8,7 @@ from audit import Audit, pretended_gpu
 from emulated import EmulatedCuda, registered
 
 import fastdiff
-from fastdiff import BackendError, InputError
+from fastdiff.errors import BackendError, InputError
 from fastdiff.runs import graph, recording
 from fastdiff.runs.run import Run
 

@@ -15,6 +15,7 @@ from sampling import network
 import fastdiff
 from fastdiff.backends import cuda, reference
 from fastdiff.backends.cuda_arguments import DTYPES, StageArgs, noise_arguments
+from fastdiff.backends.registry import list_backends
 from fastdiff.errors import BackendError
 from fastdiff.maths.draw import Draw
 from fastdiff.rows.call import Call
@@ -303,7 +304,7 @@ def test_a_file_that_cannot_be_opened_is_a_reason(monkeypatch, tmp_path):
 
 
 def test_without_the_library_the_reason_is_given():
-    reasons = {report.name: report.reason for report in fastdiff.list_backends()}
+    reasons = {report.name: report.reason for report in list_backends()}
     if reasons["cuda"] is None:
         pytest.skip("fastdiff._cuda is installed and usable here")
     with pytest.raises(BackendError, match="backend 'cuda' cannot be used"), fastdiff.use_backend("cuda"):

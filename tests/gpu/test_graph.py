@@ -10,8 +10,9 @@ from pretend_graph import recorded
 from torch import nn
 
 import fastdiff
-from fastdiff import InputError, NetworkError
+from fastdiff.errors import InputError, NetworkError
 from fastdiff.runs import graph
+from fastdiff.runs.graph import clear_graphs
 from fastdiff.runs.tables import Tables
 from fastdiff.testing.rows import same_bits
 
@@ -62,7 +63,7 @@ def both(net, plan, seeds, **options):
 
 
 def test_new_numbers_need_no_new_recording(pretend, net):
-    other = fastdiff.plan([50.0, 10.0, 1.0, 0.1, 0.0], churn=fastdiff.Churn(7.0), guidance=3.5)
+    other = fastdiff.plan(schedule=[50.0, 10.0, 1.0, 0.1, 0.0], churn=fastdiff.Churn(7.0), guidance=3.5)
     assert other.structure == CHURNED.structure
     assert other.sha256 != CHURNED.sha256
     found = []
@@ -153,7 +154,7 @@ def _of_size(size):
 
 def test_clear_graphs_forgets(pretend, net):
     both(net, CHURNED, 0)
-    fastdiff.clear_graphs()
+    clear_graphs()
     both(net, CHURNED, 0)
     assert pretend.made == 2
 
@@ -325,7 +326,7 @@ def test_a_network_that_records_itself_is_refused(pretend, net):
 
 def test_recordings_can_be_cleared_from_within_a_network(pretend, net):
     def tidy(z, c_noise, label):
-        fastdiff.clear_graphs()
+        clear_graphs()
         return net(z, c_noise, label)
 
     assert same_bits(*both(tidy, CHURNED, 0))

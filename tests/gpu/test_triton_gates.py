@@ -30,7 +30,9 @@ MOST_REGISTERS = 64
 
 def launches(target, network_type=torch.bfloat16, guidance=2.0):
     """The rows of a short stochastic Heun sampling, compiled for a target, with their draws."""
-    plan = fastdiff.plan("edm", "edm", "heun", steps=3, guidance=guidance, churn=fastdiff.Churn(40.0))
+    plan = fastdiff.plan(
+        schedule="edm", prediction="edm", solver="heun", steps=3, guidance=guidance, churn=fastdiff.Churn(40.0)
+    )
     # Warps of 64 threads, of which two hold a tile's quads.
     warps = 2 if target is GFX942 else backend.WARPS
     with mock.patch.object(backend, "WARPS", warps), PretendGpu(target, run=False) as gpu:

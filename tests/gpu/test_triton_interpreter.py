@@ -44,7 +44,9 @@ def test_random_rows_have_the_reference_bits():
 
 
 def test_a_sampling_has_the_reference_bits():
-    plan = fastdiff.plan("edm", "edm", "heun", steps=2, guidance=2.0, churn=fastdiff.Churn(40.0))
+    plan = fastdiff.plan(
+        schedule="edm", prediction="edm", solver="heun", steps=2, guidance=2.0, churn=fastdiff.Churn(40.0)
+    )
     shape, seeds = (1, 3, 4, 6), torch.tensor([11])
     with interpreted():
         got = sample(backend.stage, plan, shape, seeds, torch.float16)

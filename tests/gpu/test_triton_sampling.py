@@ -20,7 +20,7 @@ ELEMENTS = 2 * 4 * 8 * 16
 
 def heun(guidance, steps=3):
     churn = fastdiff.Churn(40.0, s_noise=1.003)
-    return fastdiff.plan("edm", "edm", "heun", steps=steps, guidance=guidance, churn=churn)
+    return fastdiff.plan(schedule="edm", prediction="edm", solver="heun", steps=steps, guidance=guidance, churn=churn)
 
 
 @pytest.mark.parametrize(("guidance", "bytes_an_evaluation"), [(1.0, 12), (2.0, 16)])

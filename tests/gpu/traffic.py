@@ -51,7 +51,13 @@ class Sampling:
     @property
     def plan(self) -> Plan:
         return fastdiff.plan(
-            "edm", "edm", self.solver, steps=4, guidance=self.guidance, churn=self.churn, dtype=self.state
+            schedule="edm",
+            prediction="edm",
+            solver=self.solver,
+            steps=4,
+            guidance=self.guidance,
+            churn=self.churn,
+            dtype=self.state,
         )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-import fastdiff
 from fastdiff.errors import NetworkError
 from fastdiff.lab.bench import gate, networks, roofline, timing
 from fastdiff.lab.bench.audit import Costs, audit, small
@@ -17,6 +16,7 @@ from fastdiff.lab.bench.contestant import Contestant, Job, backend, replayed
 from fastdiff.lab.bench.rivals import RIVALS, forget
 from fastdiff.lab.bench.timing import Spread
 from fastdiff.lab.bench.workload import FREE, Model, Workload, first_noise, free_network, timed_steps
+from fastdiff.runs.graph import clear_graphs
 
 TINY = (4, 2, 2)
 """A sample so small that a step on it costs what Python and validation cost."""
@@ -191,7 +191,7 @@ def measure(
         for name, contestant in field_.items()
     }
     forget()
-    fastdiff.clear_graphs()
+    clear_graphs()
     return _case(workload, own.name, figures, times, absent)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import fastdiff
+from fastdiff import ops
 from fastdiff.backends import cpu
 from fastdiff.backends.registry import use_backend
 from fastdiff.lab.bench import timing
@@ -97,11 +97,11 @@ def normal_rates(backend: str, budget: float, fewest: int = 5, most: int = 101, 
 
 
 def _filled_by(out: Tensor, backend: str, isa: str | None) -> Job:
-    """``fastdiff.fill_noise`` on one backend, and on the CPU with one instruction set."""
+    """``fastdiff.ops.fill_noise`` on one backend, and on the CPU with one instruction set."""
 
     def fill() -> None:
         with use_backend(backend):
-            fastdiff.fill_noise(out, 0)
+            ops.fill_noise(out, 0)
 
     host = cpu.host()
     if isa is None or host is None:

@@ -124,9 +124,9 @@ class Workload:
     def compile(self) -> Plan:
         """The same, compiled anew."""
         return plan(
-            "edm",
-            self.prediction,
-            self.solver,
+            schedule="edm",
+            prediction=self.prediction,
+            solver=self.solver,
             steps=self.steps + 1,
             guidance=self.guidance,
             churn=self.churn,

@@ -76,9 +76,9 @@ def prediction_named(name: str) -> Prediction:
 def compiled(settings: Settings) -> Plan:
     """The plan of these settings."""
     return plan(
-        schedule_named(settings.schedule),
-        prediction_named(settings.prediction),
-        settings.solver,
+        schedule=schedule_named(settings.schedule),
+        prediction=prediction_named(settings.prediction),
+        solver=settings.solver,
         steps=settings.steps,
         guidance=Guidance(settings.guidance, settings.interval, settings.order),
         churn=Churn(settings.s_churn, s_noise=settings.s_noise),

@@ -1,6 +1,6 @@
 """Draws: the normals under test, their neighbours in every part of the counter, and the known answers.
 
-A generator fills a tensor like ``fastdiff.fill_noise``; tests plant faulty ones.
+A generator fills a tensor like ``fastdiff.ops.fill_noise``; tests plant faulty ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import fastdiff
+from fastdiff import ops
 from fastdiff.backends import registry
 from fastdiff.backends.registry import use_backend
 from fastdiff.rows.seeds import draw_table
@@ -79,7 +79,7 @@ class Draws:
 
 
 def fill_on(backend: str) -> Fill:
-    """``fastdiff.fill_noise`` on a backend.
+    """``fastdiff.ops.fill_noise`` on a backend.
 
     Raises:
         BackendError: it is unknown, or cannot run here.
@@ -91,7 +91,7 @@ def fill_on(backend: str) -> Fill:
         purpose, tensor, draw, sub_draw = draws[0].tolist()
         made = torch.empty(out.shape, dtype=out.dtype, device=device)
         with use_backend(backend):
-            fastdiff.fill_noise(made, seeds, purpose, draw, sub_draw, tensor)
+            ops.fill_noise(made, seeds, purpose, draw, sub_draw, tensor)
         out.copy_(made)
 
     return fill
