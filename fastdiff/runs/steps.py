@@ -128,7 +128,14 @@ class Steps:
         """The backend for a call; the call is checked unless one that looks the same was."""
         looks = tuple((t.dtype, t.shape, t.stride(), t.device, type(t)) for t in reads)
         written = (call.z is not None, tuple(t.dtype for t in call.written)) if isinstance(call, Call) else None
-        key = (k, written, looks, registry.forced_backend(), torch.is_grad_enabled() and _needs_grad(reads))
+        key = (
+            k,
+            written,
+            looks,
+            call.seeds is None,
+            registry.forced_backend(),
+            torch.is_grad_enabled() and _needs_grad(reads),
+        )
         if key not in self._known:
             try:
                 layout = check_stage(call) if isinstance(call, Call) else check_gram(call)
