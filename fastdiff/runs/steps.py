@@ -148,10 +148,6 @@ class Steps:
         return self._known[key]
 
 
-def _needs_grad(tensors: Sequence[Tensor]) -> bool:
-    return any(tensor.requires_grad for tensor in tensors)
-
-
 def _read_later(rows: Sequence[Row]) -> list[set[str]]:
     """For every row the names that later ones read, but for what only the next one can be given."""
     fleeting = (NETWORK_PREFIX, CALLED_PREFIX)
