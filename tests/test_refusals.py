@@ -292,7 +292,7 @@ def test_memory_in_which_vectors_are_not_found_is_refused(wrap: Callable[[Any], 
     """Such a vector would be no variable, and what it is made of would grow with every step."""
     refused(
         lambda trace, x, now, then, m: (x, wrap(trace.denoise(x, now))),
-        "remembers a .*; keep vectors, points, numbers and text in tuples, lists and dicts",
+        "the memory holds a .*; keep vectors, points, numbers and text in tuples, lists and dicts",
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from test_eager import DPMPP_2M_SDE, PLAN, branches, distance, run
 
+from fastdiff.maths.brownian import snapped
 from fastdiff.maths.churn import Churn
 from fastdiff.maths.draw import BROWNIAN
 from fastdiff.maths.guidance import Guidance
@@ -25,7 +26,7 @@ from fastdiff.maths.vector import Combination, Vector
 from fastdiff.plans.compose import plan
 from fastdiff.rows.program import MAX_COEFFICIENTS, MAX_DRAWS
 from fastdiff.solvers.solver import SOLVERS, Solver
-from fastdiff.solvers.trace import Trace, snapped
+from fastdiff.solvers.trace import Trace
 from fastdiff.testing.eager import eager_sample
 
 BYTES = {

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from fastdiff.errors import PlanError
 from fastdiff.maths.scalar import Atom
 from fastdiff.maths.vector import Combination, Symbol, Vector
-from fastdiff.solvers.trace import Definition, Event, Trace
+from fastdiff.solvers.record import Definition, Event
+from fastdiff.solvers.trace import Trace
 
 ORDER = {"x": 0, "sum": 1, "let": 2, "W": 3, "D": 4}
 FRESH = ("F", "out", "xi", "given", "one")

@@ -18,6 +18,7 @@ from fastdiff.plans.compiler import Compiler
 from fastdiff.plans.emit import Buffers, Emitter, OwnNames
 from fastdiff.plans.plan import DTYPES, Plan
 from fastdiff.rows.row import Row
+from fastdiff.solvers.memory import exchanged, found
 from fastdiff.solvers.solver import Solver, named_solver
 from fastdiff.solvers.trace import Trace
 
@@ -157,11 +158,11 @@ def plan_step(
             raise PlanError(f"step is {step!r}; it must be an integer of at least 0")
         trace = Trace([now, then], known, guide_of(guidance), churn or Churn(), count(steps, "steps"), clip_of(clip))
         trace.solver, trace.step = method.name, step
-        remembered = _exchange(memory, Held, lambda held: trace.given(held.name))
+        remembered = exchanged(memory, Held, lambda held: trace.given(held.name))
         x, left = trace.take(method, trace.given(f"x{step}", state=True), now, then, remembered)
-        number = 1 + max((int(h.name[1:]) for h in _found(memory, Held) if h.name.startswith("m")), default=-1)
+        number = 1 + max((int(h.name[1:]) for h in found(memory, Held) if h.name.startswith("m")), default=-1)
         names: dict[Symbol, str] = {}
-        for symbol in (trace.symbol_of(vector) for vector in _found(left, Vector)):
+        for symbol in (trace.symbol_of(vector) for vector in found(left, Vector)):
             if symbol.kind != "given":
                 names.setdefault(symbol, f"m{number + len(names)}")
         result = trace.finish(x)
@@ -175,7 +176,7 @@ def plan_step(
             symbol = trace.symbol_of(vector)
             return Held(symbol.label if symbol.kind == "given" else names[symbol])
 
-        return StepPlan(Plan(rows, dtype, title, batched), _exchange(left, Vector, held))
+        return StepPlan(Plan(rows, dtype, title, batched), exchanged(left, Vector, held))
 
 
 def schedule_of(schedule: str | Schedule | Sequence[float]) -> Schedule:
@@ -208,26 +209,6 @@ def clip_of(clip: float | None) -> Real | None:
 def _check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
         raise PlanError(f"dtype is {dtype!r}; the state is one of {', '.join(DTYPES)}")
-
-
-def _found(memory: Any, kind: type) -> list[Any]:
-    """All things of a kind in what a solver remembers, in order."""
-    found: list[Any] = []
-    _exchange(memory, kind, lambda thing: found.append(thing))
-    return found
-
-
-def _exchange(memory: Any, kind: type, exchange: Any) -> Any:
-    """The same structure with all things of a kind exchanged."""
-    if isinstance(memory, kind):
-        return exchange(memory)
-    if isinstance(memory, dict):
-        return {key: _exchange(value, kind, exchange) for key, value in memory.items()}
-    if isinstance(memory, tuple | list):
-        values = [_exchange(value, kind, exchange) for value in memory]
-        # A named tuple takes its fields one by one.
-        return type(memory)(*values) if hasattr(memory, "_fields") else type(memory)(values)
-    return memory
 
 
 def _title(trace: Trace, schedule: Schedule) -> str:

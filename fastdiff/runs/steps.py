@@ -134,7 +134,7 @@ class Steps:
             looks,
             call.seeds is None,
             registry.forced_backend(),
-            torch.is_grad_enabled() and _needs_grad(reads),
+            torch.is_grad_enabled() and any(tensor.requires_grad for tensor in reads),
         )
         if key not in self._known:
             try:

@@ -7,63 +7,26 @@ expansion stops there, whatever the order of the solver's statements.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from numbers import Number
 from typing import Any
 
 from fastdiff.errors import PlanError
+from fastdiff.maths.brownian import snapped, weights
 from fastdiff.maths.churn import Churn
-from fastdiff.maths.draw import BROWNIAN, INIT, STEP, Draw
+from fastdiff.maths.draw import INIT, STEP, Draw
 from fastdiff.maths.guidance import Guide
 from fastdiff.maths.point import Point
-from fastdiff.maths.prediction import Prediction, Scalars
+from fastdiff.maths.prediction import Prediction
 from fastdiff.maths.real import Real, mp, real
 from fastdiff.maths.scalar import Scalar
 from fastdiff.maths.vector import Combination, Symbol, Vector
+from fastdiff.solvers.memory import found
+from fastdiff.solvers.record import Definition, Event
 from fastdiff.solvers.solver import Solver
 
-FINEST = 20
-"""Brownian motion is known at multiples of 2**-20 of ``v = sigma / (1 + sigma)``."""
 VARIABLES = ("x", "let", "D", "W", "given")
-
-
-@dataclass(frozen=True)
-class Definition:
-    """How a variable comes about.
-
-    Args:
-        combination: of earlier symbols.
-        clip: it is clamped to plus or minus this, or None.
-        after: the number of events before it.
-    """
-
-    combination: Combination
-    clip: Real | None = None
-    after: int = 0
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happens between two launches: a network evaluation, or a call of the caller's function.
-
-    Args:
-        step: the solver's step that asked for it.
-        x: the variable that the network sees, with its point and scalars; None for a call.
-        at: where it is evaluated.
-        scalars: the preconditioning there.
-        branches: what is evaluated.
-        call: name and arguments of a call, or None.
-    """
-
-    step: int
-    x: Symbol | None = None
-    at: Point | None = None
-    scalars: Scalars | None = None
-    branches: tuple[str, ...] = ()
-    call: tuple[str, tuple[Symbol, ...]] | None = None
 
 
 class Branches(dict[str, Any]):
@@ -142,8 +105,7 @@ class Trace:
             )
             raise PlanError(f"{self.where} returned {what}; a step returns (x, memory), and x is a vector")
         self._check_own(made[0], "returned")
-        for remembered in self._remembered(made[1]):
-            self.symbol_of(remembered)
+        self._remember(made[1])
         return made
 
     def start(self) -> Any:
@@ -179,23 +141,15 @@ class Trace:
         return self._known[draw]
 
     def brownian(self, at: Point) -> Any:
-        """``W(v)``, ``v = sigma / (1 + sigma)``: one path of the sample, the same at whatever steps it is asked for.
+        """``W(v)``, ``v = sigma / (1 + sigma)``: one path of the sample (``fastdiff.maths.brownian``).
 
-        Levy's construction on dyadic intervals of v, which is rounded to a multiple of 2**-20: ``elapsed`` says what
-        variance two points have between them. The same point is the same vector, so that a step may ask for where the
-        path is now, before it evaluates, and for where it will be then.
+        ``elapsed`` says what variance two points have between them. The same point is the same vector, so that a step
+        may ask for where the path is now, before it evaluates, and for where it will be then.
         """
         v = snapped(at)
-        if v in self._paths:
-            return self._paths[v]
-        total = self.draw(Draw(BROWNIAN, 0, 0)) * v
-        for level in range(FINEST):
-            k = int(mp.floor(v * 2**level))
-            place = v * 2**level - k
-            height = min(place, 1 - place)
-            if height:
-                total = total + self.draw(Draw(BROWNIAN, 0, 2**level + k)) * (height * mp.sqrt(mp.mpf(2) ** -level))
-        self._paths[v] = self._variable(total, "W")
+        if v not in self._paths:
+            drawn = [self.draw(draw) * weight for draw, weight in weights(v).items()]
+            self._paths[v] = self._variable(sum(drawn[1:], drawn[0]), "W")
         return self._paths[v]
 
     def elapsed(self, now: Point, then: Point) -> Real:
@@ -226,12 +180,12 @@ class Trace:
             seen = x
         self.events.append(Event(self.step or 0, seen.symbol, at, scalars, branches))
         outputs = {branch: Vector(self, {}, Symbol("F", k, branch)) for branch in branches}
-        found = Branches()
+        denoised = Branches()
         for branch, output in outputs.items():
             d = seen * (scalars.c_skip / at.s) + output * scalars.c_out
             self._name(d, Symbol("D", k, branch))
-            found[branch] = d
-        return found
+            denoised[branch] = d
+        return denoised
 
     def denoise(self, x: Any, at: Point) -> Any:
         """The guided, clipped ``D(x / s; sigma)``: one network evaluation."""
@@ -298,21 +252,14 @@ class Trace:
         if value.home is not self:
             raise PlanError(f"{self.where} {doing} a vector of another trace; use what this step was given")
 
-    def _remembered(self, memory: Any) -> Iterator[Vector]:
-        """The vectors in what a step remembers."""
-        if isinstance(memory, Vector):
-            yield memory
-        elif isinstance(memory, tuple | list):
-            for inner in memory:
-                yield from self._remembered(inner)
-        elif isinstance(memory, dict):
-            yield from self._remembered(list(memory.values()))
-        elif not isinstance(memory, Point | Scalar | Number | str | None):
-            # A vector in there would not be found, and then be written out anew at every step.
-            raise PlanError(
-                f"{self.where} remembers a {type(memory).__name__}; keep vectors, points, numbers and text in tuples, "
-                "lists and dicts"
-            )
+    def _remember(self, memory: Any) -> None:
+        """Make variables of all vectors in what a step remembers."""
+        try:
+            vectors = found(memory, Vector)
+        except PlanError as error:
+            raise PlanError(f"{self.where}: {error}") from None
+        for vector in vectors:
+            self.symbol_of(vector)
 
     def _branches(self, at: Point) -> tuple[str, ...]:
         """What guidance asks for."""
@@ -338,11 +285,6 @@ class Trace:
         """The symbol of a vector that outlives its step; it becomes a variable unless it has a symbol."""
         self._check_own(x, "remembers")
         return x.symbol or self._variable(x, "let").symbol
-
-
-def snapped(at: Point) -> Real:
-    """``v = sigma / (1 + sigma)`` at the nearest multiple of 2**-20."""
-    return mp.mpf(int(mp.nint(at.sigma / (1 + at.sigma) * 2**FINEST))) / 2**FINEST
 
 
 def _identifier(name: str) -> str:

@@ -5,7 +5,7 @@ No plan, no row and no compiler is involved, so that what a plan computes can be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -131,9 +131,8 @@ class Eager(Trace):
     def _is_vector(self, value: Any) -> bool:
         return isinstance(value, Value)
 
-    def _remembered(self, memory: Any) -> Iterator[Any]:
+    def _remember(self, memory: Any) -> None:
         """Tensors need no names."""
-        return iter(())
 
     def _check_own(self, value: Any, doing: str) -> None:
         """Tensors belong to no trace."""

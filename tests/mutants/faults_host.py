@@ -53,7 +53,7 @@ HOST = (
     Mutant("a path's slope is half", "fastdiff/maths/schedule.py", "/ (2 * sigma(t))", "/ (4 * sigma(t))", DERIVATIVES),
     Mutant(
         "the scale's slope has the wrong sign",
-        "fastdiff/maths/schedule.py",
+        "fastdiff/maths/point.py",
         "return -self.sigma(t) * self.sigma_deriv(t) * s(t) ** 3",
         "return self.sigma(t) * self.sigma_deriv(t) * s(t) ** 3",
         DERIVATIVES,
@@ -290,12 +290,12 @@ HOST = (
     Mutant("a draw is drawn anew", "fastdiff/solvers/trace.py", "if draw not in self._known:", "if True:", BROWNIAN),
     Mutant(
         "bridges have one slope",
-        "fastdiff/solvers/trace.py",
+        "fastdiff/maths/brownian.py",
         "height = min(place, 1 - place)",
         "height = place",
         BROWNIAN,
     ),
-    Mutant("places are cut off", "fastdiff/solvers/trace.py", "mp.mpf(int(mp.nint(", "mp.mpf(int(mp.floor(", BROWNIAN),
+    Mutant("places are cut off", "fastdiff/maths/brownian.py", "mp.mpf(int(mp.nint(", "mp.mpf(int(mp.floor(", BROWNIAN),
     Mutant(
         "a path is written out where it is used",
         "fastdiff/plans/compiler.py",
@@ -306,8 +306,8 @@ HOST = (
     Mutant(
         "the same point is another path",
         "fastdiff/solvers/trace.py",
-        "if v in self._paths:",
-        "if False:",
+        "if v not in self._paths:",
+        "if True:",
         "tests/test_traffic.py::test_a_brownian_path_that_is_asked_for_again_is_not_drawn_again",
     ),
     # Variables, and what is carried of them.
@@ -328,8 +328,8 @@ HOST = (
     Mutant(
         "what is remembered is no variable",
         "fastdiff/solvers/trace.py",
-        "            self.symbol_of(remembered)\n        return made",
-        "            remembered.parts\n        return made",
+        "            self.symbol_of(vector)\n",
+        "            vector.parts\n",
         COST,
     ),
     Mutant(
@@ -390,9 +390,9 @@ HOST = (
     ),
     Mutant(
         "vectors are looked for in nothing",
-        "fastdiff/solvers/trace.py",
-        "elif not isinstance(memory, Point | Scalar | Number | str | None):",
-        "elif memory is self:",
+        "fastdiff/solvers/memory.py",
+        "if not isinstance(memory, Point | Scalar | Number | str | None):",
+        "if memory is kind:",
         "tests/test_refusals.py::test_memory_in_which_vectors_are_not_found_is_refused",
     ),
     Mutant(
