@@ -515,7 +515,7 @@ def test_a_second_launch_an_allocation_and_the_slow_way_are_counted(gpu, monkeyp
     # Its own, one that fills and one that adds.
     assert audit(replace(backend("cuda"), name="clumsy"), load).launches == 3
     gpu.replacing.setattr(registry, "BACKENDS", (own, *others))
-    monkeypatch.setattr("fastdiff.runs.run.Run._is_expected", lambda *_: False)
+    monkeypatch.setattr("fastdiff.runs.launcher.Launcher._is_expected", lambda *_: False)
     slow = audit(replace(backend("cuda"), name="slow"), load)
     assert (slow.launches, slow.bytes) == (1, 24)
 

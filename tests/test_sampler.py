@@ -6,6 +6,7 @@ import torch
 import fastdiff
 from fastdiff import ops
 from fastdiff.errors import BackendError, InputError, NetworkError
+from fastdiff.runs.launcher import Launcher
 from fastdiff.testing.rows import same_bits
 
 SHAPE = (3, 2, 4, 4)
@@ -191,10 +192,10 @@ def test_wrong_layout_wider_type_and_gradients_are_refused():
 
 def test_an_output_that_overlaps_a_buffer_is_refused():
     run = fastdiff.Run(HEUN, SHAPE, 0)
-    shifted = torch.empty(0).set_(run._z.untyped_storage())[1:]
+    shifted = torch.empty(0).set_(run.memory.z.untyped_storage())[1:]
     with pytest.raises((InputError, NetworkError)):
         run.step(shifted)
-    rolled = run._z.view(-1)[:48].view(3, 1, 4, 4).expand(SHAPE)
+    rolled = run.memory.z.view(-1)[:48].view(3, 1, 4, 4).expand(SHAPE)
     with pytest.raises(InputError, match=r"dense|overlap"):
         run.step(rolled)
 
@@ -287,6 +288,17 @@ def test_branches_have_free_names(batched):
         fastdiff.sample(labelled, GUIDED, SHAPE, 0, cond=given["strong"], branches={"cond": given["weak"]})
 
 
+def test_gradients_flow_where_the_number_of_branches_changes():
+    plan = fastdiff.plan(steps=4, guidance=fastdiff.Guidance(2.0, interval=(0.1, 10.0)))
+    given = {"cond": {"label": LABEL}, "uncond": {"label": NONE}}
+    weight = torch.ones((), requires_grad=True)
+    found = fastdiff.sample(
+        lambda z, c, label: labelled(z, c, label) * weight, plan, SHAPE, 0, differentiable=True, **given
+    )
+    assert same_bits(found.detach(), fastdiff.sample(labelled, plan, SHAPE, 0, **given))
+    assert torch.autograd.grad(found.sum(), weight)[0].abs() > 0
+
+
 def test_conditioning_that_does_not_fit():
     with pytest.raises(InputError, match=r"nothing was given; pass uncond, .* keys as cond \(label\)"):
         fastdiff.sample(labelled, GUIDED, SHAPE, 0, cond={"label": LABEL})
@@ -340,14 +352,14 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_launch_is_not_prepared_for_is_checked_and_has_the_same_bits(way, monkeypatch):
     """The reference goes by prepared launches, or by the op with all its checks; the C++ loop has ways of its own."""
-    prepared, is_expected = [], fastdiff.Run._is_expected
+    prepared, is_expected = [], Launcher._is_expected
 
-    def watched(run, outputs):
-        expected = is_expected(run, outputs)
-        prepared.extend([run.index] if expected else [])
+    def watched(launcher, outputs):
+        expected = is_expected(launcher, outputs)
+        prepared.extend([launcher.row] if expected else [])
         return expected
 
-    monkeypatch.setattr(fastdiff.Run, "_is_expected", watched)
+    monkeypatch.setattr(Launcher, "_is_expected", watched)
 
     def sampled(change, backend):
         with fastdiff.use_backend(backend):

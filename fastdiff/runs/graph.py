@@ -91,17 +91,17 @@ class Recorded:
                 self._run.step(*outputs)
 
         self._recording = RECORDERS[settings.device.type](work, settings.device)
-        self._held = [*self._run.tensors, *self._conditioning.tensors, *noise.values()]
+        self._held = [*self._run.memory.tensors, *self._conditioning.tensors, *noise.values()]
 
     def sample(self, plan: Plan, seeds: int | Sequence[int] | Tensor, conditioning: Branches, noise: Drawn) -> Tensor:
         """The samples for other numbers, in a tensor of their own."""
         run = self._run
         keys = normalise_seeds(seeds, run.shape[0], run.device)
         with self._lock, self._recording.turn(self._held):
-            run.seeds.copy_(keys, non_blocking=True)
+            run.memory.seeds.copy_(keys, non_blocking=True)
             if plan is not self._plan:
                 self._plan = None  # until all of the new one is there
-                run.tables.load(plan)
+                run.memory.tables.load(plan)
                 self._plan = plan
             self._conditioning.load(conditioning)
             for at, own in self._noise.items():

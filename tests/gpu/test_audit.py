@@ -10,6 +10,7 @@ from emulated import EmulatedCuda, registered
 import fastdiff
 from fastdiff.errors import BackendError, InputError
 from fastdiff.runs import graph, recording
+from fastdiff.runs.launcher import Launcher
 from fastdiff.runs.run import Run
 
 SHAPE = (2, 3, 8, 8)
@@ -75,7 +76,7 @@ def test_launches_without_checks_do_nothing_else_either(settings):
         run = Run(plan, SHAPE, 0, network_dtype=torch.float16)
         before = library.launched().launches
         with Audit() as audit, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Run, "_launch_checked", None)
+            patch.setattr(Launcher, "_launch_checked", None)
             watched = audit.network(net)
             for evaluation in run:
                 count = 1 if plan.batched else len(evaluation.branches)
@@ -124,12 +125,14 @@ def test_planted_hazards_are_found(monkeypatch, hazard, reason):
 
 
 def test_a_second_launch_is_found(monkeypatch):
-    launch = Run._launch
-    monkeypatch.setattr(
-        Run,
-        "_launch",
-        lambda run, *given: (launch(run, *given), setattr(run, "_next", run._next - 1), launch(run, *given)),
-    )
+    launch = Launcher.launch
+
+    def twice(launcher, *given):
+        launch(launcher, *given)
+        launcher.row -= 1
+        launch(launcher, *given)
+
+    monkeypatch.setattr(Launcher, "launch", twice)
     plan = fastdiff.plan(**GUIDED)
     with pretended_gpu(), Audit() as audit:
         fastdiff.sample(audit.network(net), plan, SHAPE, 0, device="cuda")

@@ -579,7 +579,7 @@ HOST = (
     ),
     Mutant(
         "a step makes its launch twice",
-        "fastdiff/runs/run.py",
+        "fastdiff/runs/launcher.py",
         "            launch([split[branch] for branch in chosen])\n",
         "            launch([split[branch] for branch in chosen])\n" * 2,
         "tests/gpu/test_audit.py::test_launches_without_checks_do_nothing_else_either",

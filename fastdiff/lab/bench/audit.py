@@ -145,7 +145,7 @@ def _dispatched(start: Callable[[Model], Job], workload: Workload) -> tuple[floa
     """Launches, bytes per element and waits of one evaluation."""
     with _watched(Counter(workload.elements)) as counter:
         job = start(free_network(workload))
-        loop = job.run._loop if isinstance(job, Rows) else None
+        loop = job.run.launcher._loop if isinstance(job, Rows) else None
         before = 0 if loop is None else loop.index
         counter.launches = counter.bytes = 0
         with counter:
@@ -190,7 +190,7 @@ def _counted(backend: Backend, counter: Counter) -> Backend:
 def _traffic_through_op(job: Any, workload: Workload) -> int:
     """Bytes that the op is handed for the same rows."""
     again = Rows(workload, free_network(workload))
-    again.run._loop = None
+    again.run.launcher._loop = None
     with Counter(workload.elements) as counter:
         again.advance()
     return counter.bytes
