@@ -1,11 +1,13 @@
-"""A row's structure as nested tuples of integers: what is baked into a compiled stage kernel."""
+"""The structure of rows and grams as nested tuples of integers: what is baked into a compiled kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import count
 from typing import NamedTuple
 
+from fastdiff.rows.gram import OPERATIONS, GramProgram
 from fastdiff.rows.program import Program
 
 NONE = -1
@@ -67,3 +69,63 @@ def structure(program: Program, stored: tuple[bool, ...], copies: int) -> Struct
 
 def _pairs(sources: Sequence[int], first: int) -> Products:
     return tuple((source, first + k) for k, source in enumerate(sources))
+
+
+class SumOf(NamedTuple):
+    """One sum: of the products of two vectors (``square``: of one with itself), or where ``tolerance`` indexes the
+    numbers atol and rtol, of the squares of ``left`` weighed by ``right`` and ``other``.
+    """
+
+    left: Products
+    right: Products
+    other: Products
+    square: bool
+    tolerance: int
+
+
+class Step(NamedTuple):
+    """A scalar made of earlier ones, or of a number; what it does not have is NONE."""
+
+    operation: int
+    left: int
+    right: int
+    number: int
+
+
+class Coefficient(NamedTuple):
+    """A constant at ``number``, then a factor for each of the scalars."""
+
+    number: int
+    scalars: tuple[int, ...]
+
+
+class GramStructure(NamedTuple):
+    """All of a gram but its numbers."""
+
+    draws: int
+    sums: tuple[SumOf, ...]
+    steps: tuple[Step, ...]
+    coefficients: tuple[Coefficient, ...]
+
+
+@lru_cache(maxsize=1024)
+def gram_structure(program: GramProgram) -> GramStructure:
+    """Bake a program of ``docs/gram.md``."""
+    numbers = count()
+    vectors = [tuple((source, next(numbers)) for source in vector) for vector in program.vectors]
+    sums = []
+    for weighted, a, b, c in program.sums:
+        tolerance = next(numbers) if weighted else NONE
+        if weighted:
+            next(numbers)
+        sums.append(SumOf(vectors[a], vectors[b], vectors[c] if weighted else (), a == b, tolerance))
+    steps = [
+        Step(operation, left, right, next(numbers) if operation == OPERATIONS.index("number") else NONE)
+        for operation, left, right in program.steps
+    ]
+    coefficients = []
+    for scalars in program.coefficients:
+        coefficients.append(Coefficient(next(numbers), scalars))
+        for _ in scalars:
+            next(numbers)
+    return GramStructure(program.draws, tuple(sums), tuple(steps), tuple(coefficients))

@@ -313,6 +313,7 @@ def test_a_missing_forced_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         details=lambda: "",
         stage=BACKENDS[-1].stage,
         fill_noise=BACKENDS[-1].fill_noise,
+        gram=BACKENDS[-1].gram,
     )
     monkeypatch.setattr(registry, "BACKENDS", (stand_in, *BACKENDS))
     message = "backend 'stand-in' cannot be used: it was never built; build it; usable now: .*'reference'"
@@ -328,8 +329,8 @@ def test_a_missing_forced_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_all_refusals_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow = Backend("narrow", (), lambda: None, lambda: "", *[BACKENDS[-1].stage] * 2, dtypes=(torch.float16,))  # type: ignore[arg-type]
-    square = Backend("square", (), lambda: None, lambda: "", *[BACKENDS[-1].stage] * 2, layouts=())  # type: ignore[arg-type]
+    narrow = Backend("narrow", (), lambda: None, lambda: "", *[BACKENDS[-1].stage] * 3, dtypes=(torch.float16,))  # type: ignore[arg-type]
+    square = Backend("square", (), lambda: None, lambda: "", *[BACKENDS[-1].stage] * 3, layouts=())  # type: ignore[arg-type]
     monkeypatch.setattr(registry, "BACKENDS", (narrow, square))
     expected = "narrow: it does not handle torch.float32; square: it does not handle the row-major layout"
     with pytest.raises(BackendError, match=expected):

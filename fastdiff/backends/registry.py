@@ -43,7 +43,7 @@ class Backend:
         details: one line about what was built or found.
         stage: as ``fastdiff.backends.reference.stage``.
         fill_noise: as ``fastdiff.backends.reference.fill_noise``.
-        gram: as ``fastdiff.backends.reference.gram``; None where it makes none.
+        gram: as ``fastdiff.backends.reference.gram``.
         dtypes: storage types it reads and writes.
         unasked: device types on which it is taken without being forced; all of ``devices`` if None.
         prepare: binds a call once for many launches (columns that come later are None); without it ``stage`` is
@@ -56,7 +56,7 @@ class Backend:
     details: Callable[[], str]
     stage: Stage
     fill_noise: FillNoise
-    gram: MakeGram | None = None
+    gram: MakeGram
     layouts: tuple[str, ...] = ("row-major", "channels-last", "either")
     dtypes: tuple[torch.dtype, ...] = NETWORK_TYPES
     unasked: tuple[str, ...] | None = None
@@ -72,20 +72,6 @@ class Backend:
         if layout not in self.layouts:
             return f"it does not handle the {layout} layout"
         return self.unavailable()
-
-    @property
-    def make_gram(self) -> MakeGram:
-        """What makes inner products.
-
-        Raises:
-            BackendError: this backend makes none.
-        """
-        if self.gram is None:
-            raise BackendError(
-                f"backend {self.name!r} makes no inner products yet, which this plan needs; force another with "
-                f"use_backend (on a GPU: 'cuda')"
-            )
-        return self.gram
 
     def prepared(self, call: Call) -> Prepared:
         """The launch of a row on tensors that stay the same, but for the columns that are None; nothing is checked."""
@@ -148,7 +134,7 @@ def _deferred(name: str, device: str) -> Backend:
 BACKENDS: tuple[Backend, ...] = (
     _deferred("cpu", "cpu"),
     replace(_deferred("cuda", "cuda"), prepare=lambda call: import_module("fastdiff.backends.cuda").prepare(call)),
-    replace(_deferred("triton", "cuda"), gram=None),
+    _deferred("triton", "cuda"),
     Backend(
         name="reference",
         devices=(),

@@ -17,14 +17,20 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import BackendError
-from fastdiff.rows.call import Call
+from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.layout import CHANNELS_LAST, layout
 
 QUADS = 128
 """Groups of four elements in a tile."""
 
+CHUNK = 4096
+"""Elements in a chunk of a gram (``docs/gram.md``)."""
+
 WARPS = 2 if torch.version.hip else 4
 """So many warps give one thread to each quad; AMD's data-centre devices have warps of 64."""
+
+GRAM_WARPS = 1
+"""A thread of one warp has lanes l, l + 32, l + 64 and l + 96 of a chunk, so that these are added in its registers."""
 
 MAX_INSTANCES = 2**31 - 1
 
@@ -61,12 +67,13 @@ class Tiling(NamedTuple):
     channels_last: bool
 
 
-def tiling(tensors: Sequence[Tensor], batch: int) -> Tiling:
+def tiling(tensors: Sequence[Tensor], batch: int, tile: int) -> Tiling:
     """Cover a batch with tiles.
 
     Args:
         tensors: all tensors ``[B, ...]`` and the network input ``[copies * B, ...]``, sharing one layout.
         batch: B.
+        tile: elements in a tile.
 
     Raises:
         BackendError: the launch would need more program instances than a grid holds.
@@ -75,7 +82,7 @@ def tiling(tensors: Sequence[Tensor], batch: int) -> Tiling:
     numel = first.shape[1:].numel()
     channels_last = any(layout(tensor) == CHANNELS_LAST for tensor in tensors)
     access = "elements" if not all(map(_quads_aligned, tensors)) else "quads" if numel % 4 == 0 else "tail"
-    tiles = -(-numel // (4 * QUADS))
+    tiles = max(-(-numel // tile), 1)
     if batch * tiles > MAX_INSTANCES:
         raise BackendError(
             f"{batch} samples of {numel} elements need {batch * tiles} program instances; a launch holds "
@@ -92,7 +99,7 @@ def stage(call: Call) -> None:
     batch = tensors[0].shape[0]
     if tensors[0].numel() == 0:
         return
-    cover = tiling([*tensors, z] if z is not None else tensors, batch)
+    cover = tiling([*tensors, z] if z is not None else tensors, batch, 4 * QUADS)
     row = structures.structure(
         call.program, tuple(store is not None for store in call.stores), 0 if z is None else z.shape[0] // batch
     )
@@ -125,7 +132,7 @@ def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
     if out.numel() == 0:
         return
     kernels = import_module("fastdiff.kernels.stage")
-    cover = tiling([out], out.shape[0])
+    cover = tiling([out], out.shape[0], 4 * QUADS)
     with _device(out):
         kernels.fill_noise_kernel[(cover.batch * cover.tiles,)](
             out,
@@ -138,6 +145,75 @@ def fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:
             cover.tiles,
             **_constants(cover),
         )
+
+
+def gram(call: GramCall) -> None:
+    """Make the scalars and coefficients of a gram: in one launch where a sample is one chunk, else in two.
+
+    (In three from 2**24 elements on, in which chunks of chunks are chunks again.)
+    """
+    batch = call.scalars.shape[0]
+    if batch == 0:
+        return
+    kernels, structures = import_module("fastdiff.kernels.gram"), import_module("fastdiff.kernels.structure")
+    cover = tiling(call.columns, batch, CHUNK)
+    # The order of sums is the logical one, in which the places of channels-last elements are scattered.
+    access = "elements" if cover.channels_last else cover.access
+    structure = structures.gram_structure(call.program)
+    parts = _parts(call, cover.tiles)
+    with _device(call.scalars):
+        kernels.gram_kernel[(batch * cover.tiles,)](
+            tuple(call.columns),
+            tuple(map(_stride, call.columns)),
+            call.numbers,
+            _table_stride(call.numbers),
+            call.seeds,
+            call.draws,
+            _table_stride(call.draws),
+            parts,
+            *_made(call),
+            cover.numel,
+            cover.channels,
+            cover.tiles,
+            GRAM=structure,
+            ACCESS=access,
+            CHANNELS_LAST=cover.channels_last,
+            num_warps=GRAM_WARPS,
+            enable_fp_fusion=False,
+        )
+        while parts is not None:
+            parts = _sum_parts(call, parts)
+
+
+def _sum_parts(call: GramCall, parts: Tensor) -> Tensor | None:
+    """Sum the sums of chunks ``[B, sums, count]`` in chunks of their own: returns their sums, or None, and finishes."""
+    kernels, structures = import_module("fastdiff.kernels.gram"), import_module("fastdiff.kernels.structure")
+    batch, _, count = parts.shape
+    chunks = -(-count // CHUNK)
+    rest = _parts(call, chunks)
+    kernels.gram_parts_kernel[(batch * chunks,)](
+        parts,
+        count,
+        call.numbers,
+        _table_stride(call.numbers),
+        rest,
+        *_made(call),
+        chunks,
+        GRAM=structures.gram_structure(call.program),
+        num_warps=GRAM_WARPS,
+        enable_fp_fusion=False,
+    )
+    return rest
+
+
+def _parts(call: GramCall, chunks: int) -> Tensor | None:
+    """Memory for the sums of several chunks."""
+    return call.scalars.new_empty((call.scalars.shape[0], len(call.program.sums), chunks)) if chunks > 1 else None
+
+
+def _made(call: GramCall) -> tuple[Tensor, int, Tensor | None, int]:
+    """What a gram writes, with strides between samples."""
+    return call.scalars, call.scalars.stride(0), call.coef, 0 if call.coef is None else call.coef.stride(0)
 
 
 def _constants(cover: Tiling) -> dict[str, Any]:

@@ -223,9 +223,8 @@ def _dtypes(call: Call) -> tuple[torch.dtype, ...]:
 def _checked_gram(call: GramCall) -> None:
     layout = check_gram(call)
     backend = choose(call.scalars.device.type, [column.dtype for column in call.columns], layout)
-    make = backend.make_gram
     if call.scalars.numel():
-        make(call)
+        backend.gram(call)
 
 
 def _checked_fill_noise(out: Tensor, seeds: Tensor, draws: Tensor) -> None:

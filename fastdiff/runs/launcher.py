@@ -44,8 +44,6 @@ class Launcher:
         z = memory.z
         types = {memory.state, memory.network_dtype, *(tensor.dtype for tensor in memory.given.values())}
         self._backend = registry.choose(z.device.type, list(types), layout(z) or "row-major")
-        if any(row.gram is not None for row in plan.rows):
-            self._backend.make_gram  # noqa: B018  (a backend that makes none is refused before anything runs)
         # Whether all launches work on the same plain tensors, network outputs apart.
         plain = type(z) is Tensor and z.numel() > 0 and not torch.compiler.is_compiling()
         fixed = plain and not differentiable and noise is None
@@ -174,7 +172,7 @@ class Launcher:
         assert row.gram_program is not None
         seeds = self._memory.seeds
         call = GramCall(self._columns(outputs), table.numbers, row.gram_program, scalars, seeds, draws, coef)
-        self._backend.make_gram(call)
+        self._backend.gram(call)
 
     def _launch_checked(self, outputs: Sequence[Tensor]) -> None:
         """Run the next row by the op, which checks everything."""

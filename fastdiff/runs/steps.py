@@ -89,7 +89,7 @@ class Steps:
             scalars = like.new_empty((like.shape[0], row.gram_program.scalars), dtype=torch.float64)
             draws = table.draws if row.draws else None
             gram = GramCall(reads, table.numbers, row.gram_program, scalars, keys, draws, coef)
-            self._backend(k, gram, reads).make_gram(gram)
+            self._backend(k, gram, reads).gram(gram)
         draws = table.draws if row.draws else None
         call = Call(reads, coef, row.program, keys, draws, None, stores, made.get(Z))
         self._backend(k, call, reads).stage(call)

@@ -131,6 +131,7 @@ def pretended_gpu() -> Iterator[None]:
         details=lambda: "pretended",
         stage=launched,
         fill_noise=launched,
+        gram=launched,
     )
     with mock.patch.object(registry, "BACKENDS", (backend,)), FakeTensorMode():
         yield

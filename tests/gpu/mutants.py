@@ -14,7 +14,7 @@ from unittest import mock
 
 import fastdiff.kernels
 
-NAMES = ("philox", "normal", "structure", "stage")
+NAMES = ("philox", "normal", "structure", "stage", "gram")
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def fresh_kernels(folders: list[str]) -> Iterator[None]:
         with mock.patch.object(package, "__path__", folders):
             # Two files of one size written within a second would share their bytecode.
             importlib.invalidate_caches()
-            importlib.import_module("fastdiff.kernels.stage")
+            importlib.import_module("fastdiff.kernels.gram")
             yield
     finally:
         for name in names:

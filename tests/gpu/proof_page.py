@@ -16,6 +16,7 @@ import test_cuda_ptx
 import test_cuda_sanitized
 import test_night_rows
 import test_triton_gates
+import test_triton_gram
 import test_triton_interpreter
 import test_triton_mutants
 import test_triton_stage
@@ -53,6 +54,10 @@ def rows() -> str:
     grams = {"emulated-cuda": test_cuda_gram.CASES, "cuda-ptx": test_cuda_gram.PTX_CASES}
     for name, count in grams.items():
         lines.append(f"| {what[name]}: grams | {count} | {test_night_rows.QUOTAS[f'grams, {name}'].rows:,} |")
+    lines.append(
+        f"| {what['triton-ptx']}: grams | {len(test_triton_gram.CASES)} | {len(test_triton_gram.MORE_CASES)} |"
+    )
+    lines.append(f"| {what['triton-interpreted']}: grams | {len(test_triton_gram.FEW_CASES)} | |")
     return "\n".join(lines)
 
 
@@ -72,7 +77,8 @@ def faults() -> str:
 
     counts = Counter(area(mutant.file) for mutant in MUTANTS)
     lines = ["| planted in | faults |", "|---|---|", *(f"| {name} | {count} |" for name, count in counts.items())]
-    lines.append(f"| Triton kernels, in every run of the tests | {len(test_triton_mutants.MUTANTS)} |")
+    every_run = len(test_triton_mutants.MUTANTS) + len(test_triton_gram.MUTANTS)
+    lines.append(f"| Triton kernels, in every run of the tests | {every_run} |")
     return "\n".join(lines)
 
 

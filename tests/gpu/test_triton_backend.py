@@ -63,12 +63,12 @@ def strided(batch, numel, stride, offset=0, dtype=torch.float32):
     ],
 )
 def test_access_is_as_wide_as_the_memory_allows(tensors, access):
-    assert backend.tiling(tensors, tensors[0].shape[0]).access == access
+    assert backend.tiling(tensors, tensors[0].shape[0], 4 * backend.QUADS).access == access
 
 
 @pytest.mark.parametrize(("numel", "tiles"), [(1, 1), (511, 1), (512, 1), (513, 2), (2**33 + 4, 2**24 + 1)])
 def test_tiles_cover_a_sample(numel, tiles):
-    assert backend.tiling([torch.empty(1, numel, device="meta")], 1).tiles == tiles
+    assert backend.tiling([torch.empty(1, numel, device="meta")], 1, 4 * backend.QUADS).tiles == tiles
 
 
 def test_a_grid_that_is_too_large_is_refused():
@@ -76,7 +76,7 @@ def test_a_grid_that_is_too_large_is_refused():
     with pytest.raises(
         BackendError, match=r"2147483648 program instances; a launch holds 2147483647\. Split the batch"
     ):
-        backend.tiling([many], 2**31)
+        backend.tiling([many], 2**31, 4 * backend.QUADS)
 
 
 def test_nothing_is_launched_for_nothing():

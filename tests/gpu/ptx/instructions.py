@@ -381,6 +381,22 @@ def _store(m: Machine, i: Instruction) -> None:
     m.store(space, m.address(target), np.stack(values, 1).view(np.uint8).reshape(values[0].size, -1))
 
 
+@_means("stmatrix")
+def _store_matrix(m: Machine, i: Instruction) -> None:
+    """Matrices of 8 rows of 16 bytes: lane ``8 k + r`` names row r of the k-th, whose bytes are in four lanes each."""
+    _modifiers(i, "sync", "aligned", "m8n8", "x1", "x2", "x4", "shared")
+    if (m.active.reshape(-1, 32).any(1) != m.active.reshape(-1, 32).all(1)).any():
+        raise PtxError("not all lanes of a warp store their matrix")
+    target, source = i.operands
+    rows, lane = m.address(target).reshape(-1, 32), np.arange(32)
+    if (rows % np.uint64(16)).any():
+        raise PtxError("a row of a matrix is misaligned")
+    for k, register in enumerate(source.parts if isinstance(source, Vector) else (source,)):
+        value = np.broadcast_to(m.read(register, "b32"), (m.count,))[m.active]
+        place = rows[:, 8 * k + lane // 4] + (4 * (lane % 4)).astype(np.uint64)
+        m.store("shared", place.reshape(-1), np.ascontiguousarray(value)[:, None].view(np.uint8))
+
+
 def _space(i: Instruction) -> str:
     """The state space; generic addresses are taken for global ones, as both are real addresses here."""
     hints = tuple(x for x in i.modifiers if x.startswith(("L1_", "L2_")))
