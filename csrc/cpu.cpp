@@ -12,6 +12,7 @@
 #include "cpu_loops.h"
 #include "fpenv.h"
 #include "kernel.h"
+#include "scratch.h"
 
 namespace fastdiff::FD_ISA {
 
@@ -34,11 +35,22 @@ struct Terms {
   }
 };
 
+// Columns that were widened, noise, outputs and partial sums of one tile; and a list of blocks to draw.
+struct StageScratch {
+  alignas(64) char slots[kSlots][kSlotBytes];
+  Listed list;
+};
+
 template <class T>
 class Launch {
  public:
   Launch(const StageArgs& args, const Walk& walk)
-      : a(args), p(args.program), walk(walk), positions(args.numel / args.channels) {
+      : a(args),
+        p(args.program),
+        walk(walk),
+        positions(args.numel / args.channels),
+        slots(scratch<StageScratch>().slots),
+        list(scratch<StageScratch>().list) {
     order_outputs();
     shared = args.coef_stride == 0 && args.present_stride == 0;
   }
@@ -68,6 +80,8 @@ class Launch {
   const Program& p;
   const Walk walk;
   const int64_t positions;
+  char (&slots)[kSlots][kSlotBytes];
+  Listed& list;
   bool shared, entered = false;
   // Outputs that anyone wants, each after those that it reads, and so ordered that none overwrites a column
   // which a later one reads, where that is possible; `direct` marks those that go straight to their buffer.
@@ -80,9 +94,7 @@ class Launch {
   Terms<T> result[kMaxOutputs];
   T c_in;
   Key key;
-  Listed list;
   const T* source[kSources];
-  alignas(64) char slots[kSlots][kSlotBytes];
 
   T* slot(int s) { return (T*)slots[s]; }
 

@@ -5,35 +5,28 @@
 // short sum, and every product is folded into its lanes. The order of sums is that of the logical index,
 // whatever the layout.
 #include <cmath>
-#include <memory>
 
 #include "cpu_loops.h"
 #include "cpu_noise.h"
 #include "fpenv.h"
 #include "gram_args.h"
 #include "gram_range.h"
+#include "scratch.h"
 
 namespace fastdiff::FD_ISA {
 
 constexpr int kLanes = kGramLanes, kTurn = 4 * kLanes;
 static_assert(kTurn <= kNoiseTile, "a turn's normals are one tile");
 
-// What one thread works in: too much for a small stack.
 struct GramScratch {
+  GramScratch() {
+    for (double& value : one) value = 1;
+  }
   alignas(64) double column[kMaxColumns][kTurn], draw[kMaxDraws][kTurn], one[kTurn];
   alignas(64) double vector[kMaxVectors][kTurn], partial[kTurn], product[kTurn];
   alignas(64) double lane[kMaxSums][kLanes];
   alignas(64) float normal[kTurn];
 };
-
-static GramScratch& gram_scratch() {
-  static thread_local const std::unique_ptr<GramScratch> own = [] {
-    std::unique_ptr<GramScratch> made(new GramScratch);
-    for (double& value : made->one) value = 1;
-    return made;
-  }();
-  return *own;
-}
 
 static inline double larger(double a, double b) { return a > b || a != a ? a : b; }
 
@@ -118,7 +111,7 @@ static void multiply(const SumOf& sum, const double* const* vector, const double
 // The sums of one chunk of sample b, to out[0], out[stride], ...
 static void sum_chunk(const GramArgs& a, int64_t b, int64_t chunk, double* out, int64_t stride) {
   const GramProgram& p = a.program;
-  GramScratch& s = gram_scratch();
+  GramScratch& s = scratch<GramScratch>();
   const double* numbers = a.numbers + b * a.numbers_stride;
   memset(s.lane, 0, p.sums * sizeof(s.lane[0]));
   int terms = 0;
@@ -205,7 +198,7 @@ static void finish_sample(const GramArgs& a, int64_t b, int64_t chunks) {
   double* scalar = a.scalars + b * a.scalars_stride;
   if (chunks > 1) {
     for (int i = 0; i < p.sums; ++i)
-      scalar[i] = sum_parts(a.parts + (b * p.sums + i) * chunks, chunks, gram_scratch());
+      scalar[i] = sum_parts(a.parts + (b * p.sums + i) * chunks, chunks, scratch<GramScratch>());
   }
   const double* number = numbers + p.constants;
   for (int i = 0; i < p.steps; ++i) scalar[p.sums + i] = step_of(p.step[i], scalar, number);

@@ -76,15 +76,16 @@ using Narrow = void (*)(void*, const T*, T, int64_t);
 template <class T>
 using Combine = void (*)(T*, const T* const*, const T*, int64_t);
 
+// The storage type that is the state type itself.
 template <class T>
-constexpr Widen<T> kWiden[kDTypes] = {widen < T, sizeof(T) == 8 ? kFloat64 : kFloat32 >, widen<T, kFloat32>,
-                                      widen<T, kBFloat16>, widen<T, kFloat16>};
+constexpr int kOwnType = sizeof(T) == 8 ? kFloat64 : kFloat32;
+// By storage type; a state of 32 bits has no columns of 64.
+template <class T>
+constexpr Widen<T> kWiden[kDTypes] = {widen<T, kOwnType<T>>, widen<T, kFloat32>, widen<T, kBFloat16>,
+                                      widen<T, kFloat16>};
 template <class T, bool kStream>
-constexpr Narrow<T> kNarrow[kDTypes] = {
-    narrow < T,
-    sizeof(T) == 8 ? kFloat64 : kFloat32,
-    kStream >
-    , narrow<T, kFloat32, kStream>, narrow<T, kBFloat16, kStream>, narrow<T, kFloat16, kStream>};
+constexpr Narrow<T> kNarrow[kDTypes] = {narrow<T, kOwnType<T>, kStream>, narrow<T, kFloat32, kStream>,
+                                        narrow<T, kBFloat16, kStream>, narrow<T, kFloat16, kStream>};
 template <class T>
 constexpr Combine<T> kCombine[kTerms + 1] = {nullptr,       combine<T, 1>, combine<T, 2>,
                                              combine<T, 3>, combine<T, 4>, combine<T, 5>,

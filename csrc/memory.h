@@ -1,5 +1,5 @@
-// Which bytes two tensors share, and how a sample's elements lie: the same rules as fastdiff/rows/layout.py. Host
-// only.
+// Which bytes two tensors share, and how a sample's elements lie: the same rules as fastdiff/rows/layout.py.
+// Host only.
 #pragma once
 
 #include "stage.h"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -562,3 +564,28 @@ def test_the_loop_checks_rows_and_expectations() -> None:
         loop.expect(dtype="float32", shape=[2, 6], strides=[12, 2])
     with pytest.raises(IndexError):
         loop.index = 1
+
+
+SMALL_STACK = """
+import sys, threading, torch, fastdiff
+
+def steps():
+    for _ in run:
+        run.step(torch_output)
+
+torch.set_num_threads(1)
+run = fastdiff.Run(fastdiff.plan(steps=3, churn=fastdiff.Churn(3.0), dtype=sys.argv[1]), (2, 3, 8, 8), 0)
+torch_output = torch.zeros((2, 3, 8, 8), dtype=getattr(torch, sys.argv[1]))
+threading.stack_size(64 * 1024)
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
+print(run.index)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_row_runs_on_a_small_stack(dtype: str) -> None:
+    """Of 64 KiB, as threads of other languages and libraries have; what a thread works in is kept elsewhere."""
+    run = subprocess.run([sys.executable, "-c", SMALL_STACK, dtype], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout.strip()) == (0, "5"), run.stderr
