@@ -107,8 +107,8 @@ TRITON = (
     Mutant(
         "the last tile is left out",
         "fastdiff/backends/triton.py",
-        "tiles = -(-numel // (4 * QUADS))",
-        "tiles = max(numel // (4 * QUADS), 1)",
+        "tiles = max(-(-numel // tile), 1)",
+        "tiles = max(numel // tile, 1)",
         TILES,
     ),
     Mutant(
