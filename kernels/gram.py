@@ -68,9 +68,11 @@ def _source(columns, column_strides, seed, draws, sample, quad, element, numel, 
 
 @triton.jit
 def _vector(columns, column_strides, numbers, seed, draws, sample, quad, element, numel, channels,
-            VECTOR: tl.constexpr, DRAWS: tl.constexpr, ACCESS: tl.constexpr,
+            GRAM: tl.constexpr, AT: tl.constexpr, WHICH: tl.constexpr, ACCESS: tl.constexpr,
             CHANNELS_LAST: tl.constexpr):  # fmt: skip
-    """A linear combination, rounded after every operation; +0 without terms."""
+    """A linear combination, the left, right or other one of a sum, rounded after every operation; +0 without terms."""
+    VECTOR: tl.constexpr = GRAM.sums[AT][WHICH]
+    DRAWS: tl.constexpr = GRAM.draws
     total = None
     for i in tl.static_range(len(VECTOR)):
         value = _source(columns, column_strides, seed, draws, sample, quad, element, numel, channels, VECTOR[i][0],
@@ -84,18 +86,19 @@ def _vector(columns, column_strides, numbers, seed, draws, sample, quad, element
 
 @triton.jit
 def _products(columns, column_strides, numbers, seed, draws, sample, quad, element, numel, channels,
-              SUM: tl.constexpr, DRAWS: tl.constexpr, ACCESS: tl.constexpr,
+              GRAM: tl.constexpr, AT: tl.constexpr, ACCESS: tl.constexpr,
               CHANNELS_LAST: tl.constexpr):  # fmt: skip
     """What a sum adds of every element; +0 past the end."""
-    left = _vector(columns, column_strides, numbers, seed, draws, sample, quad, element, numel, channels, SUM.left,
-                   DRAWS, ACCESS, CHANNELS_LAST)  # fmt: skip
+    SUM: tl.constexpr = GRAM.sums[AT]
+    left = _vector(columns, column_strides, numbers, seed, draws, sample, quad, element, numel, channels, GRAM, AT, 0,
+                   ACCESS, CHANNELS_LAST)  # fmt: skip
     right = left
     if SUM.tolerance >= 0 or not SUM.square:
-        right = _vector(columns, column_strides, numbers, seed, draws, sample, quad, element, numel, channels,
-                        SUM.right, DRAWS, ACCESS, CHANNELS_LAST)  # fmt: skip
+        right = _vector(columns, column_strides, numbers, seed, draws, sample, quad, element, numel, channels, GRAM,
+                        AT, 1, ACCESS, CHANNELS_LAST)  # fmt: skip
     if SUM.tolerance >= 0:
-        other = _vector(columns, column_strides, numbers, seed, draws, sample, quad, element, numel, channels,
-                        SUM.other, DRAWS, ACCESS, CHANNELS_LAST)  # fmt: skip
+        other = _vector(columns, column_strides, numbers, seed, draws, sample, quad, element, numel, channels, GRAM,
+                        AT, 2, ACCESS, CHANNELS_LAST)  # fmt: skip
         atol, rtol = tl.load(numbers + SUM.tolerance), tl.load(numbers + SUM.tolerance + 1)
         left = left / _larger(atol, rtol * _larger(tl.abs(right), tl.abs(other)))
         right = left
@@ -103,8 +106,9 @@ def _products(columns, column_strides, numbers, seed, draws, sample, quad, eleme
 
 
 @triton.jit
-def _step(scalars, numbers, STEP: tl.constexpr):
+def _step(scalars, numbers, GRAM: tl.constexpr, AT: tl.constexpr):
     """A scalar made of earlier ones, ``[1]``; operations in the order of ``fastdiff.rows.gram.OPERATIONS``."""
+    STEP: tl.constexpr = GRAM.steps[AT]
     if STEP.operation == 0:
         made = tl.load(numbers + STEP.number + tl.arange(0, 1))
     elif STEP.operation == 1:
@@ -126,7 +130,7 @@ def _step(scalars, numbers, STEP: tl.constexpr):
 def _finish(scalars, numbers, out, coef, GRAM: tl.constexpr):
     """Store a sample's scalars, and the coefficients that are affine in them; ``scalars`` holds the sums."""
     for i in tl.static_range(len(GRAM.steps)):
-        scalars = scalars + (_step(scalars, numbers, GRAM.steps[i]),)
+        scalars = scalars + (_step(scalars, numbers, GRAM, i),)
     one = tl.arange(0, 1)
     for i in tl.static_range(len(GRAM.sums) + len(GRAM.steps)):
         tl.store(out + i + one, scalars[i])
@@ -171,7 +175,7 @@ def gram_kernel(columns, column_strides, numbers, numbers_stride, seeds, draws, 
             quad = (chunk * TURNS + turn) * LANES + tl.arange(0, LANES)
             element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
             products = _products(columns, column_strides, numbers, seed, draws, sample, quad, element, numel, channels,
-                                 GRAM.sums[s], GRAM.draws, ACCESS, CHANNELS_LAST)  # fmt: skip
+                                 GRAM, s, ACCESS, CHANNELS_LAST)  # fmt: skip
             lanes += _quad_sums(products)
         scalars = scalars + (_fold(lanes),)
     if parts is None:

@@ -46,8 +46,9 @@ def cos_sin(word):
     sine = tl.fma(p * s, t, t * 3.14159274)
     swapped = (quadrant & 1) == 1
     cosine, sine = tl.where(swapped, sine, c), tl.where(swapped, c, sine)
-    cosine = tl.where((quadrant == 1) | (quadrant == 2), -cosine, cosine)
-    return cosine, tl.where(quadrant >= 2, -sine, sine)
+    # A minus sign loses that of a zero before Triton 3.7.
+    cosine = tl.where((quadrant == 1) | (quadrant == 2), cosine * -1.0, cosine)
+    return cosine, tl.where(quadrant >= 2, sine * -1.0, sine)
 
 
 @triton.jit

@@ -104,11 +104,14 @@ def _add(total, started, value, coef, present, K: tl.constexpr):
 
 
 @triton.jit
-def _cut(w, coef, present, OUTPUT: tl.constexpr):
+def _cut(w, coef, present, ROW: tl.constexpr, AT: tl.constexpr):
     """An output clamped (a NaN stays), then scaled, each if it has and is present."""
+    OUTPUT: tl.constexpr = ROW.outputs[AT]
     if OUTPUT.bound >= 0:
         bound = tl.load(coef + OUTPUT.bound)
-        clamped = tl.where(w > bound, bound, tl.where(w < -bound, -bound, w))
+        # A minus sign loses that of a zero before Triton 3.7.
+        lower = bound * -1.0
+        clamped = tl.where(w > bound, bound, tl.where(w < lower, lower, w))
         w = clamped if present is None else tl.where(_is_on(present, OUTPUT.bound), clamped, w)
     if OUTPUT.scale >= 0:
         scaled = tl.load(coef + OUTPUT.scale) * w
@@ -129,9 +132,11 @@ def _noise(wide, zero, quad, place, numel, channels, seed, draws, REFERENCE: tl.
 
 
 @triton.jit
-def _combination(wide, zero, coef, present, quad, place, numel, channels, seed, draws, OUTPUT: tl.constexpr,
-                 CHANNELS_LAST: tl.constexpr):  # fmt: skip
+def _combination(wide, zero, coef, present, quad, place, numel, channels, seed, draws, ROW: tl.constexpr,
+                 AT: tl.constexpr, CHANNELS_LAST: tl.constexpr):  # fmt: skip
     """One output ``[base +] terms + noise``, rounded after every operation."""
+    # A tuple is a constant only as a whole before Triton 3.7, so it cannot be handed over in parts.
+    OUTPUT: tl.constexpr = ROW.outputs[AT]
     total = zero if present is not None else None
     started = False
     for i in tl.static_range(len(OUTPUT.terms)):
@@ -190,9 +195,9 @@ def stage_kernel(columns, column_strides, coef, coef_stride, present, present_st
         wide = wide + (_load(start, place, masks).to(state),)
     # An output is a source of those after it.
     for i in tl.static_range(len(ROW.outputs)):
-        w = _combination(wide, zero, coef, present, quad, place, numel, channels, seed, draws, ROW.outputs[i],
+        w = _combination(wide, zero, coef, present, quad, place, numel, channels, seed, draws, ROW, i,
                          CHANNELS_LAST)  # fmt: skip
-        wide = wide + (_cut(w, coef, present, ROW.outputs[i]),)
+        wide = wide + (_cut(w, coef, present, ROW, i),)
 
     for i in tl.static_range(len(ROW.outputs)):
         if ROW.outputs[i].store >= 0:
@@ -203,7 +208,8 @@ def stage_kernel(columns, column_strides, coef, coef_stride, present, present_st
         scaled = tl.load(coef + ROW.c_in) * w
         if present is not None:
             scaled = tl.where(_is_on(present, ROW.c_in), scaled, w)
-        for copy in tl.static_range(ROW.copies):
+        COPIES: tl.constexpr = ROW.copies
+        for copy in tl.static_range(COPIES):
             start = _sample_start(z, sample + copy * batch, z_stride, ACCESS)
             _store(start, place, scaled, masks)
 

@@ -31,10 +31,10 @@ MUTANTS = [
     ("presence of the next coefficient", "continuous batching", "stage", "(present >> k) & 1",
      "(present >> (k + 1)) & 1"),
     ("the sum does not start", "continuous batching", "stage", "started = started | on", "started = on"),
-    ("the clamp loses NaN", "multistep", "stage", "tl.where(w < -bound, -bound, w))",
-     "tl.where(w > -bound, w, -bound))"),
+    ("the clamp loses NaN", "multistep", "stage", "tl.where(w < lower, lower, w))",
+     "tl.where(w > lower, w, lower))"),
     ("an output is read before it is clamped", "multistep", "stage", "wide = wide + (_cut(w, coef, present,"
-     " ROW.outputs[i]),)", "wide = wide + (w,)"),
+     " ROW, i),)", "wide = wide + (w,)"),
     ("float64 goes straight to 16 bits", "fp64 multistep", "stage", "primitive_bitwidth == 16",
      "primitive_bitwidth == 1"),
     ("the state is narrowed", "fp64 multistep", "stage", ".to(state),)", ".to(tl.float32),)"),
