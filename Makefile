@@ -5,6 +5,9 @@ PY     := $(VENV)/bin/python
 # Pins for development and continuous integration only; a user's own torch is never replaced.
 PIP    := $(PY) -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt
 
+# The oldest Triton that is supported, in a folder of its own: tests/gpu/test_triton_oldest.py looks for it.
+OLDEST := build/triton-3.6.0
+
 SOURCES := setup.py pyproject.toml requirements/constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
@@ -23,13 +26,16 @@ $(VENV)/.installed: $(SOURCES)
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	touch $@
 
+$(OLDEST): | $(VENV)/.installed
+	$(PY) -m pip --disable-pip-version-check install --quiet --no-deps --target $@ triton==$(@:build/triton-%=%)
+
 demo: install ## draw guided digits, a trajectory, and a table of what it cost
 	$(VENV)/bin/fastdiff demo --out out
 
-test: install ## run the tests
+test: install $(OLDEST) ## run the tests
 	$(PY) -m pytest
 
-check: install ## lint, types, import contract, then the tests
+check: install $(OLDEST) ## lint, types, import contract, then the tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright

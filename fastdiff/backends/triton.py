@@ -6,10 +6,10 @@ which is imported on first use, because it imports Triton.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -34,12 +34,21 @@ GRAM_WARPS = 1
 
 MAX_INSTANCES = 2**31 - 1
 
+OLDEST = (3, 6)
+"""The first Triton that compiles the kernels; ``tests/gpu/test_triton_oldest.py`` runs them under it."""
+
 
 def unavailable() -> str | None:
     """Why this backend cannot run on this machine, or None where it can."""
     if find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     from triton.runtime import driver
+
+    if tuple(map(int, re.findall(r"\d+", _version())[:2])) < OLDEST:
+        return (
+            f"Triton {_version()} is older than {OLDEST[0]}.{OLDEST[1]}, the first that compiles these kernels; "
+            "pip install -U triton, or take torch 2.10 or later, which brings it along"
+        )
 
     try:
         _ = driver.active
@@ -53,7 +62,12 @@ def details() -> str:
     from triton.runtime import driver
 
     target: Any = driver.active.get_current_target()
-    return f"Triton {version('triton')} for {target.backend} {target.arch}"
+    return f"Triton {_version()} for {target.backend} {target.arch}"
+
+
+def _version() -> str:
+    """Of whatever is imported as triton: its distributions have several names."""
+    return import_module("triton").__version__
 
 
 class Tiling(NamedTuple):

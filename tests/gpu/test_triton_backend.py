@@ -33,6 +33,18 @@ def test_it_says_that_there_is_no_driver(monkeypatch):
     assert backend.unavailable() == "Triton found no GPU driver (0 active drivers)"
 
 
+@pytest.mark.parametrize(("version", "right"), [("3.5.1", False), ("3.6.0+git1", True), ("3.10.0", True)])
+def test_it_says_that_triton_is_too_old(version, right, monkeypatch):
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    from pretend_gpu import PretendGpu
+
+    monkeypatch.setattr(triton, "__version__", version)
+    with PretendGpu():
+        assert (backend.unavailable() is None) == right
+        if not right:
+            assert backend.unavailable().startswith("Triton 3.5.1 is older than 3.6, the first that compiles")
+
+
 def test_it_can_run_where_a_driver_is():
     pytest.importorskip("triton", reason="Triton is not installed")
     from pretend_gpu import PretendGpu
