@@ -68,7 +68,7 @@ def plan(
         if noise not in ("counter", "caller"):
             raise PlanError(f"noise is {noise!r}; it must be 'counter' or 'caller'")
         if steps is None:
-            steps = 18 if isinstance(schedule, str | Schedule) else len([s for s in schedule if s != 0])
+            steps = 18 if isinstance(schedule, str | Schedule) else len([s for s in _listed(schedule) if s != 0])
         steps = count(steps, "steps")
         points = chosen.points(steps, known.round_sigma)
         trace = Trace(points, known, guide_of(guidance), churn or Churn(), steps, clip_of(clip))
@@ -183,7 +183,12 @@ def schedule_of(schedule: str | Schedule | Sequence[float]) -> Schedule:
     """A schedule from its name, from its noise levels, or itself."""
     if isinstance(schedule, str):
         return named_schedule(schedule)
-    return schedule if isinstance(schedule, Schedule) else from_sigmas(schedule)
+    return schedule if isinstance(schedule, Schedule) else from_sigmas(_listed(schedule))
+
+
+def _listed(sigmas: Any) -> Sequence[float]:
+    """Noise levels as a list; tensors and arrays have them as numbers of their own kind."""
+    return sigmas.tolist() if hasattr(sigmas, "tolist") else sigmas
 
 
 def prediction_of(prediction: str | Prediction) -> Prediction:

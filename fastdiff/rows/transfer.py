@@ -17,7 +17,9 @@ def staged(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> T
         dtype: theirs.
         device: where they will go; for a GPU the host's memory is pinned.
     """
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda" and torch.cuda.is_available())
+    pinned = device.type == "cuda" and torch.cuda.is_available()
+    # On the CPU whatever torch's default device is.
+    return torch.tensor(values, dtype=dtype, device="cpu", pin_memory=pinned)
 
 
 def on_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -33,6 +33,17 @@ def check_noise(plan: Plan, noise: CallerNoise | None) -> None:
         raise InputError(f"noise {given}, and the plan was compiled with noise={made}; the two go together")
 
 
+def check_drawn(drawn: Tensor, row: int, draw: int, like: Tensor) -> None:
+    """Raises ``InputError`` unless what a caller's noise returned is a tensor as the state is; names row and draw."""
+    if not isinstance(drawn, Tensor):
+        raise InputError(f"noise({row}, {draw}) returned a {type(drawn).__name__}; it must return a tensor")
+    if drawn.shape != like.shape or drawn.device != like.device:
+        raise InputError(
+            f"noise({row}, {draw}) returned shape {list(drawn.shape)} on {drawn.device}; it must return "
+            f"{list(like.shape)} on {like.device}"
+        )
+
+
 def refuse_capture(device: torch.device) -> None:
     """Raises ``InputError`` while the device's current stream is being captured."""
     if device.type != "cuda" or not torch.cuda.is_available():

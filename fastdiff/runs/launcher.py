@@ -21,7 +21,7 @@ from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.layout import layout, span
 from fastdiff.rows.row import CALLED_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Row
 from fastdiff.runs import loop
-from fastdiff.runs.accepted import CallerNoise
+from fastdiff.runs.accepted import CallerNoise, check_drawn
 from fastdiff.runs.memory import Memory
 from fastdiff.runs.network import check_outputs
 
@@ -96,8 +96,11 @@ class Launcher:
         Raises:
             NetworkError: an output is not what the plan promised; nothing has been written.
         """
+        if not self._differentiable and torch.is_grad_enabled():
+            # A run samples; gradients are recorded where they are asked for.
+            outputs = [o.detach() if isinstance(o, Tensor) and o.requires_grad else o for o in outputs]
         gram = self._memory.grams[self.row]
-        if gram is None and self._loop is not None and not _record_gradients(outputs) and self._run_loop(outputs):
+        if gram is None and self._loop is not None and self._run_loop(outputs):
             self.row += 1
             return
         expected = bool(self._launches) and self._is_expected(outputs)
@@ -111,7 +114,7 @@ class Launcher:
         if expected:
             launch, chosen = self._launches[self.row]
             launch([split[branch] for branch in chosen])
-        elif gram is None or self._loop is None or _record_gradients(outputs) or not self._loop.step(*outputs):
+        elif gram is None or self._loop is None or not self._loop.step(*outputs):
             self._launch_checked(split)
         self.row += 1
         if self._loop is not None:
@@ -131,7 +134,7 @@ class Launcher:
             return not outputs
         like = memory.z if self._plan.rows[self.row - 1].network is not None else next(iter(memory.buffers.values()))
         per_output = len(fresh) // max(len(outputs), 1) * memory.batch
-        if len(outputs) not in (1, len(fresh)) or torch.compiler.is_compiling() or _record_gradients(outputs):
+        if len(outputs) not in (1, len(fresh)) or torch.compiler.is_compiling():
             return False
         for output in outputs:
             if type(output) is not Tensor or output.layout is not torch.strided or output.dtype is not like.dtype:
@@ -161,8 +164,12 @@ class Launcher:
         row = self._plan.rows[self.row]
         named = self._memory.held | dict(zip(self._fresh(), outputs, strict=True))
         if self._noise is not None:
-            names = (name for name in row.columns if name.startswith(NOISE_PREFIX))
-            named |= {name: self._noise(self.row, j) for j, name in enumerate(names)}
+            names = [name for name in row.columns if name.startswith(NOISE_PREFIX)]
+            for j, name in enumerate(names):
+                drawn = self._noise(self.row, j)
+                check_drawn(drawn, self.row, j, self._memory.z[: self._memory.batch])
+                # The caller may fill one tensor again and again.
+                named[name] = drawn.clone() if j + 1 < len(names) else drawn
         return [named[name] for name in row.columns]
 
     def _make_coefficients(self, outputs: Sequence[Tensor], scalars: Tensor, coef: Tensor) -> None:
@@ -203,8 +210,3 @@ def fresh_columns(row: Row) -> tuple[str, ...]:
     if row.call is not None:
         return (CALLED_PREFIX + row.call[0],)
     return tuple(NETWORK_PREFIX + branch for branch in row.branches)
-
-
-def _record_gradients(outputs: Sequence[Tensor]) -> bool:
-    """Whether autograd would follow these; the loop in C++ cannot, and the op refuses with advice."""
-    return torch.is_grad_enabled() and any(getattr(output, "requires_grad", False) for output in outputs)

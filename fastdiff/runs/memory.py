@@ -49,6 +49,9 @@ class Memory:
             return torch.empty(whole, dtype=dtype, device=device, memory_format=memory_format)
 
         self.seeds = normalise_seeds(seeds, self.batch, device)
+        if self.seeds is seeds:
+            # What the caller does with his tensor later is his affair.
+            self.seeds = self.seeds.clone()
         self.tables = Tables(plan, device, network_dtype)
         self.buffers = {name: empty(1, self.state) for name in plan.buffers}
         self.z = empty(max([1, *(row.copies for row in plan.rows)]), network_dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,56 @@ from fastdiff.rows.dtypes import NETWORK_TYPES, memory_format_of
 
 Network = Callable[..., Tensor]
 Conditioning = Mapping[str, Any]
+
+
+class Together:
+    """Calls of a network whose outputs are needed at the same time.
+
+    A network may return the same buffer from every call, as one that was recorded or compiled does. Where a later call
+    has written where an earlier one's output lies, all calls are made again, and from then on outputs are copied.
+    """
+
+    def __init__(self) -> None:
+        self._copy = False
+
+    def __call__(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Make the calls, one after the other."""
+        if len(calls) == 1:
+            return [calls[0]()]
+        outputs, versions = [], []
+        for call in calls:
+            outputs.append(_copied(call()) if self._copy else call())
+            versions.append(_version(outputs[-1]) if isinstance(outputs[-1], Tensor) else 0)
+        if not self._copy and _overwritten(outputs, versions):
+            self._copy = True
+            return self(calls)
+        return outputs
+
+
+def _copied(output: Any) -> Any:
+    return output.clone() if isinstance(output, Tensor) else output
+
+
+def _overwritten(outputs: Sequence[Any], versions: Sequence[int]) -> bool:
+    """Whether a tensor was written to since it was returned, or shares memory with a later one."""
+    tensors = [(output, version) for output, version in zip(outputs, versions, strict=True) if type(output) is Tensor]
+    if any(_version(tensor) != version for tensor, version in tensors):
+        return True
+    spans = [_extent(tensor) for tensor, _ in tensors]
+    return any(
+        start < other_end and other_start < end
+        for i, (start, end) in enumerate(spans)
+        for other_start, other_end in spans[:i]
+    )
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """First and last address of a tensor's elements, whatever its strides."""
+    start = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
 
 
 class Branches:
@@ -48,6 +99,7 @@ class Branches:
                     f"same keys as {full} ({', '.join(needed[full] or ())}), or compile the plan with other guidance"
                 )
             _check_conditioning(name, part or {}, batch)
+        self._together = Together()
         self._calls: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for row in dict.fromkeys(rows):
             parts = {name: dict(needed[name] or {}) for name in row}
@@ -88,8 +140,25 @@ class Branches:
                 yield from ((row, name, value) for name, value in part.items())
 
     def call(self, net: Network, z: Tensor, c_noise: Tensor, branches: tuple[str, ...]) -> list[Tensor]:
-        """The network outputs of one evaluation: one stacked tensor, or one for each branch."""
-        return [net(z, c_noise, **conditioning) for conditioning in self._calls[branches]]
+        """The network outputs of one evaluation: one stacked tensor, or one for each branch.
+
+        Raises:
+            NetworkError: the network wrote into its input, and another branch was still to be given that.
+        """
+        parts = self._calls[branches]
+        if len(parts) == 1:
+            return [net(z, c_noise, **parts[0])]
+        before = _version(z), _version(c_noise)
+
+        def call(name: str, conditioning: Mapping[str, Any]) -> Tensor:
+            if (_version(z), _version(c_noise)) != before:
+                raise NetworkError(
+                    f"the network wrote into its input, z or c_noise, which the branch {name!r} is still to be given; "
+                    "let it work on a copy (z.clone()), or compile the plan with batched=True"
+                )
+            return net(z, c_noise, **conditioning)
+
+        return self._together([partial(call, name, part) for name, part in zip(branches, parts, strict=True)])
 
 
 def in_chunks(net: Network, size: int) -> Network:
@@ -106,26 +175,47 @@ def in_chunks(net: Network, size: int) -> Network:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InputError(f"network_batch is {size!r}; it must be an integer of at least 1")
 
+    together = Together()
+
     def chunked(z: Tensor, c_noise: Tensor, **conditioning: Any) -> Tensor:
         total = z.shape[0]
 
         def part(value: Any, start: int) -> Any:
             if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != total:
                 return value
-            piece = value[start : start + size]
-            missing = size - piece.shape[0]
-            return piece if not missing else torch.cat([piece, piece.new_zeros(missing, *piece.shape[1:])])
+            return _chunk(value, start, size)
 
-        outputs = []
-        for start in range(0, total, size):
+        def call(start: int) -> Any:
             chosen = {name: part(value, start) for name, value in conditioning.items()}
             output = net(part(z, start), part(c_noise, start), **chosen)
-            outputs.append(output[: total - start] if isinstance(output, Tensor) else output)
+            return output[: total - start] if isinstance(output, Tensor) else output
+
+        outputs = together([partial(call, start) for start in range(0, total, size)]) if total else []
         if not outputs or not all(isinstance(output, Tensor) for output in outputs):
             return outputs[0] if outputs else z.clone()
         return torch.cat(outputs).contiguous(memory_format=memory_format_of(z))
 
     return chunked
+
+
+ALIGNED = 64
+"""Bytes. Libraries choose their code by the alignment of what they are given too, up to a vector's width."""
+
+
+def _chunk(value: Tensor, start: int, size: int) -> Tensor:
+    """So many samples from one on, which begin at a whole cache line; those past the end are zero."""
+    piece, memory_format = value[start : start + size], memory_format_of(value)
+    if piece.shape[0] == size and piece.data_ptr() % ALIGNED == 0 and value.is_contiguous(memory_format=memory_format):
+        return piece
+    whole = torch.empty((size, *value.shape[1:]), dtype=value.dtype, device=value.device, memory_format=memory_format)
+    whole[: piece.shape[0]].copy_(piece)
+    whole[piece.shape[0] :].zero_()
+    return whole
+
+
+def _version(tensor: Tensor) -> int:
+    """How often torch has written into a tensor; 0 where it does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def check_outputs(outputs: Sequence[Any], z: Tensor, branches: tuple[str, ...], batch: int) -> None:

@@ -93,7 +93,9 @@ class Run:
         self.memory = Memory(plan, self.shape, seeds, self.device, self.network_dtype, memory_format, given)
         self.launcher = Launcher(plan, self.memory, noise, differentiable)
         self.evaluations = self._evaluations()
-        self._finished = False
+        # Of several samples it is one number, expanded, and torch itself refuses to write into that.
+        self._told = self.memory.tables.told if self.shape[0] == 1 else None
+        self._finished, self.index = False, 0
         self.restart()
 
     def _check(self, memory_format: torch.memory_format) -> None:
@@ -111,12 +113,13 @@ class Run:
             )
 
     def _evaluations(self) -> list[Evaluation]:
+        """What every evaluation is given: tensors of its own, though of the same memory."""
         rows = [row for row in self.plan.rows if row.network is not None]
         sizes = {row.copies: row.copies * self.shape[0] for row in rows}
-        z = {copies: self.memory.z[:size] for copies, size in sizes.items()}
         c_noise = {copies: self.memory.tables.c_noise(size) for copies, size in sizes.items()}
         return [
-            Evaluation(k, z[row.copies], c_noise[row.copies][k], row.sigma, row.branches) for k, row in enumerate(rows)
+            Evaluation(k, self.memory.z[: sizes[row.copies]], c_noise[row.copies][k], row.sigma, row.branches)
+            for k, row in enumerate(rows)
         ]
 
     @property
@@ -139,7 +142,10 @@ class Run:
         """
         if self._finished:
             raise NetworkError("restart() needs the buffer that finish() gave away; use finish(copy=True)")
-        self.index = 0
+        if self.index:
+            # What the network did to tensors that it was lent is not to be met again.
+            self.evaluations = self._evaluations()
+        self.index, self._version = 0, 0 if self._told is None else self._told._version
         self.launcher.rewind()
         self._advance((), checked=True)
 
@@ -169,6 +175,11 @@ class Run:
         """
         if self.index >= len(self.evaluations):
             raise NetworkError(f"all {len(self.evaluations)} evaluations were made; call finish()")
+        if self._told is not None and self._told._version != self._version:
+            raise NetworkError(
+                f"the network wrote into c_noise at evaluation {self.index}, which belongs to the run; let it work on "
+                "c_noise.clone(), and make a new Run"
+            )
         self._advance(outputs)
         self.index += 1
 

@@ -54,6 +54,11 @@ class Tables:
             if values:
                 flat.copy_(staged(values, dtype, flat.device), non_blocking=True)
 
+    @property
+    def told(self) -> Tensor | None:
+        """The noise conditioning of all evaluations; None where torch does not count who writes into it."""
+        return None if self._c_noise.is_inference() else self._c_noise
+
     def c_noise(self, size: int) -> tuple[Tensor, ...]:
         """The noise conditioning ``[size]`` of every evaluation."""
         return self._c_noise[:, None].expand(-1, size).unbind()

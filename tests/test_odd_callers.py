@@ -1,0 +1,260 @@
+"""What odd networks and callers do, and that nothing is silently different for it (``docs/contract.md``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastdiff
+from fastdiff.errors import InputError, NetworkError
+from fastdiff.testing.rows import same_bits
+
+SHAPE = (3, 4, 5, 5)
+PLAIN = fastdiff.plan(steps=4)
+STACKED = fastdiff.plan(steps=4, guidance=2.0)
+APART = fastdiff.plan(steps=4, guidance=2.0, batched=False)
+COND = {"cond": {"shift": torch.ones(3)}, "uncond": {"shift": -torch.ones(3)}}
+
+
+def net(z: Tensor, c_noise: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+    told = c_noise.view(-1, *(1 for _ in z.shape[1:]))
+    shift = shift.view(-1, *(1 for _ in z.shape[1:])) if isinstance(shift, Tensor) else shift
+    return torch.sin(2 * z + 0.1 * told + shift) - 0.3 * z
+
+
+class OneBuffer:
+    """A network that was recorded: it returns the same memory from every call of a size."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, Tensor] = {}
+        self.calls = 0
+
+    def __call__(self, z: Tensor, c_noise: Tensor, **conditioning: Any) -> Tensor:
+        self.calls += 1
+        made = net(z, c_noise, **conditioning)
+        buffer = self.buffers.setdefault(len(z), torch.empty_like(made))
+        # Not through torch, which would count it.
+        buffer.detach().numpy()[...] = made.detach().numpy()
+        return buffer
+
+
+# 1. Outputs in memory that the network writes to again.
+
+
+@pytest.mark.parametrize("settings", [{}, {"network_batch": 1}, {"network_batch": 2}])
+@pytest.mark.parametrize("plan", [STACKED, APART], ids=["stacked", "apart"])
+def test_a_network_may_return_one_buffer_from_every_call(plan: fastdiff.Plan, settings: dict[str, Any]) -> None:
+    expected = fastdiff.sample(net, plan, SHAPE, 0, **COND, **settings)
+    owner = OneBuffer()
+    assert same_bits(fastdiff.sample(owner, plan, SHAPE, 0, **COND, **settings), expected)
+    # Found out once; from then on outputs are copied.
+    calls = 0
+
+    def counted(z: Tensor, c_noise: Tensor, **conditioning: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return net(z, c_noise, **conditioning)
+
+    fastdiff.sample(counted, plan, SHAPE, 0, **COND, **settings)
+    at_once = 1 if not settings else (6 if plan is STACKED else 3) // settings["network_batch"]
+    assert owner.calls - calls <= 2 * max(at_once, 2) + 2
+
+
+def test_an_output_that_is_written_to_by_the_next_call_is_not_used() -> None:
+    """As torch counts it: views, and outputs that are kept and changed."""
+    last = []
+
+    def changes_its_last(z: Tensor, c_noise: Tensor, **conditioning: Any) -> Tensor:
+        if last:
+            last.pop().mul_(-3)
+        last.append(net(z, c_noise, **conditioning))
+        return last[0]
+
+    expected = fastdiff.sample(net, APART, SHAPE, 0, **COND)
+    assert same_bits(fastdiff.sample(changes_its_last, APART, SHAPE, 0, **COND), expected)
+
+
+# 2. What the network is lent.
+
+
+def test_a_network_that_writes_into_its_input_is_told_so_where_it_matters() -> None:
+    def in_place(z: Tensor, c_noise: Tensor, **conditioning: Any) -> Tensor:
+        made = net(z, c_noise, **conditioning)
+        z.mul_(0.5)
+        return made
+
+    # Nobody reads it after the only call.
+    assert same_bits(fastdiff.sample(in_place, PLAIN, SHAPE, 0), fastdiff.sample(net, PLAIN, SHAPE, 0))
+    with pytest.raises(NetworkError, match=r"wrote into its input, z or c_noise, which the branch 'uncond' is still"):
+        fastdiff.sample(in_place, APART, SHAPE, 0, **COND)
+
+
+def test_a_network_that_writes_into_c_noise_is_told_so() -> None:
+    def scales(z: Tensor, c_noise: Tensor) -> Tensor:
+        c_noise *= 2
+        return net(z, c_noise)
+
+    with pytest.raises(NetworkError, match=r"wrote into c_noise at evaluation 0.*make a new Run"):
+        fastdiff.sample(scales, PLAIN, (1, 4, 5, 5), 0)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda z: z.requires_grad_(), lambda z: z.transpose_(2, 3), lambda z: z.unsqueeze_(0)]
+)
+def test_what_a_network_does_to_its_tensor_ends_with_the_evaluation(change: Any) -> None:
+    seen = []
+
+    def changes(z: Tensor, c_noise: Tensor) -> Tensor:
+        seen.append((z.requires_grad, z.shape, z.stride(), z.grad))
+        made = net(z, c_noise)
+        change(z)
+        return made
+
+    assert same_bits(fastdiff.sample(changes, PLAIN, SHAPE, 0), fastdiff.sample(net, PLAIN, SHAPE, 0))
+    assert len(set(seen)) == 1
+
+
+def test_gradients_of_one_evaluation_do_not_add_to_the_next() -> None:
+    """Classifier guidance by hand, in the network."""
+    norms: dict[bool, list[float]] = {}
+    for fresh in (True, False):
+        found = norms.setdefault(fresh, [])
+
+        def guided(z: Tensor, c_noise: Tensor, fresh: bool = fresh, found: list[float] = found) -> Tensor:
+            with torch.enable_grad():
+                x = z.detach().clone() if fresh else z
+                x.requires_grad_()
+                (x**2).sum().backward()
+            found.append(float(x.grad.norm()))
+            return net(z.detach(), c_noise)
+
+        fastdiff.sample(guided, PLAIN, SHAPE, 0)
+    assert norms[True] == norms[False]
+
+
+# 3. Seeds and noise that the caller uses again.
+
+
+def test_seeds_are_the_callers_after_the_run_was_made() -> None:
+    seeds = torch.tensor([3, 4, 5])
+    run = fastdiff.Run(fastdiff.plan(steps=4, churn=fastdiff.Churn(3.0)), SHAPE, seeds)
+    seeds.fill_(-7)
+    for evaluation in run:
+        run.step(net(evaluation.z, evaluation.c_noise))
+    expected = fastdiff.sample(net, run.plan, SHAPE, [3, 4, 5])
+    assert same_bits(run.finish(), expected)
+
+
+def test_one_buffer_of_noise_may_be_filled_for_every_draw() -> None:
+    def twice(trace: Any, x: Any, now: Any, then: Any, memory: Any) -> Any:
+        D = trace.denoise(x, now)
+        noise = trace.noise() * 0.6 + trace.noise() * 0.8
+        return D + (x - D) * (then.sigma / now.sigma) * 0.5 + noise * (then.sigma * 0.5), None
+
+    plan = fastdiff.plan(solver=fastdiff.Solver("twice", 1, "these tests", twice, True), steps=4, noise="caller")
+    buffer = torch.empty(SHAPE)
+
+    def drawn(row: int, draw: int) -> Tensor:
+        return torch.randn(SHAPE, generator=torch.Generator().manual_seed(10 * row + draw))
+
+    expected = fastdiff.sample(net, plan, SHAPE, 0, noise=drawn)
+    assert same_bits(fastdiff.sample(net, plan, SHAPE, 0, noise=lambda row, j: buffer.copy_(drawn(row, j))), expected)
+
+
+@pytest.mark.parametrize(
+    ("returned", "complaint"),
+    [
+        (None, r"noise\(0, 0\) returned a NoneType; it must return a tensor"),
+        (torch.zeros(2, 2), r"noise\(0, 0\) returned shape \[2, 2\] on cpu; it must return \[3, 4, 5, 5\] on cpu"),
+    ],
+)
+def test_noise_that_does_not_fit_is_named(returned: Any, complaint: str) -> None:
+    plan = fastdiff.plan(steps=4, noise="caller")
+    with pytest.raises(InputError, match=complaint):
+        fastdiff.sample(net, plan, SHAPE, 0, noise=lambda row, j: returned)
+
+
+# 4. Batches of a fixed size.
+
+
+class Attention(nn.Module):
+    """Elements of a sample attend to each other; nothing crosses samples."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.mix = nn.Linear(width, 3 * width)
+
+    def forward(self, z: Tensor, c_noise: Tensor) -> Tensor:
+        q, k, v = self.mix(z).chunk(3, -1)
+        return torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+
+
+@pytest.mark.parametrize("sample", [(6,), (1, 6), (5, 6), (7, 33)], ids=str)
+@pytest.mark.parametrize("network_batch", [1, 4])
+def test_samples_drawn_in_batches_of_one_size_do_not_know_how_many_there_are(
+    sample: tuple[int, ...], network_batch: int
+) -> None:
+    """Whatever the sample's size is: every one lies at a whole cache line, in a batch of one size."""
+    layer: nn.Module = nn.Linear(6, 6) if len(sample) == 1 else Attention(sample[-1])
+
+    def asked(z: Tensor, c_noise: Tensor) -> Tensor:
+        assert z.data_ptr() % 64 == 0
+        assert len(z) == network_batch
+        return layer(z) if isinstance(layer, nn.Linear) else layer(z, c_noise)
+
+    together = fastdiff.sample(asked, PLAIN, (7, *sample), 0, network_batch=network_batch)
+    for i in range(7):
+        alone = fastdiff.sample(asked, PLAIN, (1, *sample), i, network_batch=network_batch)
+        if network_batch == 1:
+            assert same_bits(alone[0], together[i])
+        else:
+            assert (alone[0] - together[i]).abs().max() <= 1e-4 * together.abs().max()
+
+
+def test_batches_that_are_filled_up_lie_as_the_run_does() -> None:
+    def asked(z: Tensor, c_noise: Tensor) -> Tensor:
+        assert len(z) == 4
+        assert z.is_contiguous(memory_format=torch.channels_last)
+        return net(z, c_noise)
+
+    found = fastdiff.sample(asked, PLAIN, SHAPE, 0, memory_format=torch.channels_last, network_batch=4)
+    assert same_bits(found.contiguous(), fastdiff.sample(net, PLAIN, SHAPE, 0))
+
+
+# 5. An ordinary network in the loop.
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_loop_takes_an_ordinary_module(backend: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    with fastdiff.use_backend(backend):
+        run = fastdiff.Run(PLAIN, SHAPE, 0)
+        for evaluation in run:
+            run.step(layer(evaluation.z))
+        found = run.finish()
+        assert not found.requires_grad
+        assert same_bits(found, fastdiff.sample(lambda z, c: layer(z), PLAIN, SHAPE, 0))
+
+
+# 7. Another default device; 10. numbers of other libraries.
+
+
+def test_the_default_device_of_torch_is_not_asked() -> None:
+    expected = fastdiff.sample(net, PLAIN, SHAPE, 0)
+    torch.set_default_device("meta")
+    try:
+        assert same_bits(fastdiff.sample(net, PLAIN, SHAPE, 0), expected)
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, tuple])
+def test_noise_levels_may_be_numbers_of_any_kind(kind: Any) -> None:
+    levels = [8.0, 2.0, 0.5, 0.0]
+    assert fastdiff.plan(schedule=kind(levels)) == fastdiff.plan(schedule=levels)
