@@ -22,7 +22,6 @@ from typing import NamedTuple
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).parent / "gpu"))
@@ -53,6 +52,7 @@ from fastdiff.lab.bench.contestant import Contestant, backend, replayed
 from fastdiff.lab.bench.device import CPU, DEVICES, Cuda
 from fastdiff.lab.bench.rivals import RIVALS, compiled
 from fastdiff.lab.bench.workload import Model, Workload, first_noise, free_network
+from fastdiff.testing.observe import Observer, Operation
 
 GRAPH = "fastdiff cuda, graph"
 TINY = ("--device", "cuda", "--sizes", "256", "--batch", "4", "--budget", "0", "--churn", "off")
@@ -344,17 +344,9 @@ class TimelineEvent(Event):
         return super().elapsed_time(end)
 
 
-class Copies(TorchDispatchMode):
+def copies(timeline: Timeline, seconds: float) -> Observer:
     """Every copy is a launch of so many seconds."""
-
-    def __init__(self, timeline: Timeline, seconds: float) -> None:
-        super().__init__()
-        self._launch = lambda: timeline.launch(seconds)
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        if function._schema.name == "aten::copy_":
-            self._launch()
-        return function(*arguments, **keywords or {})
+    return Observer(lambda operation: operation.name == "copy_" and timeline.launch(seconds))
 
 
 @pytest.fixture
@@ -400,7 +392,7 @@ def test_medians_and_ratios_are_of_the_devices_time(timeline):
 
 
 def test_the_clock_of_the_gpu_is_right(timeline):
-    with Copies(timeline, 1e-3):
+    with copies(timeline, 1e-3):
         gate.check_clock(OnCpu())
 
 
@@ -431,7 +423,7 @@ class HostTime(OnCpu):
 
 @pytest.mark.parametrize("wrong", [Microseconds, Milliseconds, NeverWaits, HostTime])
 def test_a_wrong_clock_is_refused(timeline, wrong: type[Cuda]):
-    with Copies(timeline, 1e-3), pytest.raises(gate.GateError, match=r"told .* s for work that took"):
+    with copies(timeline, 1e-3), pytest.raises(gate.GateError, match=r"told .* s for work that took"):
         gate.check_clock(wrong())
 
 
@@ -541,15 +533,11 @@ def test_copies_between_host_and_device_are_waits():
 # Rivals ---------------------------------------------------------------------------------------------------------
 
 
-class There(TorchDispatchMode):
+def is_there(operation: Operation) -> None:
     """Every tensor of every operation is on the GPU."""
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        made = function(*arguments, **keywords or {})
-        for tensor in tree_leaves((arguments, keywords, made)):
-            if isinstance(tensor, torch.Tensor):
-                assert tensor.device.type == "cuda", f"{function} on {tensor.device}"
-        return made
+    for tensor in tree_leaves((operation.arguments, operation.keywords, operation.made)):
+        if isinstance(tensor, torch.Tensor):
+            assert tensor.device.type == "cuda", f"{operation.function} on {tensor.device}"
 
 
 def told(z: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
@@ -575,7 +563,7 @@ def test_a_contestant_keeps_everything_on_the_gpu(monkeypatch, rival: Contestant
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: True)
     with pretended_gpu():
         job = rival.start(load, Model.of(told, {}, {}), first_noise(load))
-        with There():
+        with Observer(is_there):
             job.advance()
         assert free_network(load).cond(None, None).device.type == "cuda"
 

@@ -8,12 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import fastdiff
 from fastdiff.app.digits_job import SAMPLE, Job, Network
@@ -23,6 +20,7 @@ from fastdiff.errors import OutputError
 from fastdiff.maths.prediction import edm
 from fastdiff.plans.compose import plan
 from fastdiff.plans.plan import Plan
+from fastdiff.testing.observe import Observer, Operation
 from fastdiff.testing.rows import same_bits
 from fastdiff.testing.textbook import edm_sampler
 
@@ -33,7 +31,7 @@ ALONE, WITH_NETWORK = 64, 8
 FUSED, REFERENCE, TEXTBOOK = "fused", "reference", "textbook eager"
 
 
-class Operations(TorchDispatchMode):
+class Counted(Observer):
     """Counts what torch does inside a ``with`` block: operations that are not views, and the bytes they move.
 
     Args:
@@ -41,17 +39,13 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self, elements: int) -> None:
-        super().__init__()
+        super().__init__(self._count)
         self.elements, self.launches, self.bytes = elements, 0, 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count it."""
-        result = func(*args, **(kwargs or {}))
-        if not any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns):
+    def _count(self, operation: Operation) -> None:
+        if operation.launches:
             self.launches += 1
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-            self.bytes += sum(t.numel() * t.element_size() for t in tensors if t.numel() >= self.elements)
-        return result
+            self.bytes += operation.traffic(self.elements)
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,7 @@ def _costs(compiled: Plan, sigma_data: float) -> dict[str, Cost]:
 
     def stepped() -> Cost:
         run = fastdiff.Run(compiled, (ALONE, *SAMPLE), 0)
-        with Operations(elements) as seen:
+        with Counted(elements) as seen:
             for evaluation in run:
                 run.step(silence(evaluation.z, evaluation.c_noise))
         # The C++ loop runs its rows out of torch's sight, and counts them; the first one was run before.
@@ -128,7 +122,7 @@ def _costs(compiled: Plan, sigma_data: float) -> dict[str, Cost]:
     fused = stepped()
     with fastdiff.use_backend("reference"):
         reference = stepped()
-    with Operations(elements) as seen:
+    with Counted(elements) as seen:
         edm_sampler(silence, (ALONE, *SAMPLE), sigma_data=sigma_data, steps=STEPS, guidance=GUIDANCE, uncond={})
     count = compiled.evaluations
     return {

@@ -22,17 +22,14 @@ from unittest import mock
 import torch
 from compiled import KEPT
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fastdiff.backends import registry
-from fastdiff.lab.bench.audit import COPIES, WAITS
+from fastdiff.testing.observe import Observer, Operation
 
 GUARD = Path(__file__).parent / "device_guard.cpp"
-INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 
-class Audit(TorchDispatchMode):
+class Audit(Observer):
     """Writes down what is done outside the network.
 
     ``launches`` counts fastdiff's, one entry for what came before each call of the network and one for the rest;
@@ -40,7 +37,7 @@ class Audit(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self._look)
         self.launches: list[int] = [0]
         self.hazards: list[str] = []
         self._inside = False
@@ -58,44 +55,12 @@ class Audit(TorchDispatchMode):
 
         return watched
 
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        keywords = keywords or {}
+    def _look(self, operation: Operation) -> None:
         if self._inside:
-            return function(*arguments, **keywords)
-        if function._schema.name == "fastdiff::stage":
-            self.launches[-1] += 1
-        if reason := _before(function, arguments, keywords):
-            self.hazards.append(f"{reason}: {function}")
-        made = function(*arguments, **keywords)
-        if reason := _after(function, arguments, made):
-            self.hazards.append(f"{reason}: {function}")
-        return made
-
-
-def _before(function, arguments, keywords) -> str | None:
-    """What is wrong with a call, from its arguments."""
-    name, tags = function._schema.name.split("::")[1], function.tags
-    if name in WAITS or torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
-        return "waits for the device"
-    if name in INDEXING and any(
-        tensor.dtype is torch.bool for tensor in tree_leaves(arguments[1]) if isinstance(tensor, torch.Tensor)
-    ):
-        return "waits for the device, to count what a mask selects"
-    if torch.Tag.nondeterministic_seeded in tags and keywords.get("generator") is None:
-        return "draws from the global generator"
-    return None
-
-
-def _after(function, arguments, made) -> str | None:
-    """What is wrong with a call, from what it made."""
-    name = function._schema.name.split("::")[1]
-    results = [tensor for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)]
-    given = [tensor for tensor in tree_leaves(arguments) if isinstance(tensor, torch.Tensor)]
-    kinds = {tensor.device.type for tensor in (*given, *results)}
-    if name in COPIES and len(kinds) > 1:
-        return "copies between host and device"
-    fresh = not any(returned.alias_info for returned in function._schema.returns)
-    return "allocates" if fresh and results else None
+            return
+        self.launches[-1] += operation.full_name == "fastdiff::stage"
+        if reason := operation.hazard:
+            self.hazards.append(f"{reason}: {operation.function}")
 
 
 @cache

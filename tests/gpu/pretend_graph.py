@@ -21,10 +21,10 @@ from emulated import EmulatedCuda, registered
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastdiff.lab.bench.audit import WAITS
 from fastdiff.rows import checks as arguments
 from fastdiff.rows import seeds
 from fastdiff.runs import graph, recording
+from fastdiff.testing.observe import WAITS
 
 REFUSED = (*WAITS, "lift_fresh")
 NAMES = ("Stream", "Event", "CUDAGraph", "graph", "stream", "set_stream", "current_stream", "device", "empty_cache")

@@ -20,19 +20,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fastdiff.backends import registry
 from fastdiff.backends.registry import Backend, Prepared
 from fastdiff.lab.bench.contestant import Contestant, Job, Rows
 from fastdiff.lab.bench.workload import FREE, Model, Workload, first_noise, free_network, sample_shape
 from fastdiff.rows.call import Call
+from fastdiff.testing.observe import Observer, Operation, size_of
 
 _audited: dict[tuple[str, Workload], Costs] = {}
-WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2")
-ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-COPIES = ("copy_", "_to_copy")
 STAGE = "fastdiff::stage"
 SEEN = ("cpu", "reference")
 """Backends whose work passes the dispatcher, as an op of fastdiff or as operations of torch."""
@@ -58,7 +54,7 @@ class Costs:
     peak: float
 
 
-class Counter(TorchDispatchMode):
+class Counter(Observer):
     """Counts what passes the dispatcher.
 
     Args:
@@ -66,46 +62,21 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self, elements: int) -> None:
-        super().__init__()
+        super().__init__(self._count)
         self.elements = elements
         self.launches = self.waits = self.bytes = self.stages = 0
 
     def launched(self, tensors: Iterable[Tensor | None]) -> None:
         """Count a launch that passes no dispatcher, on these tensors; one in place is given twice."""
         self.launches += 1
-        self.bytes += sum(map(self._size, tensors))
+        self.bytes += size_of(list(tensors), self.elements)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count it."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        name = func._schema.name
-        short = name.removeprefix("aten::").split(".")[0]
-        if short in WAITS:
-            self.waits += 1
-        elif short not in ALLOCATIONS and not _is_view(func):
+    def _count(self, operation: Operation) -> None:
+        self.waits += operation.waits
+        if operation.launches:
             self.launches += 1
-            self.stages += name == STAGE
-            self.bytes += self._traffic(func, args, kwargs, result)
-            self.waits += short in COPIES and _is_waited_for(args, kwargs, result)
-        return result
-
-    def _traffic(self, func: Any, args: Any, kwargs: Any, result: Any) -> int:
-        """Bytes of state-size tensors read and written; one that is only overwritten is not read."""
-        overwritten = func._schema.name in (STAGE, "aten::copy_", "aten::normal_", "aten::fill_")
-        total = 0
-        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-        for argument in func._schema.arguments:
-            is_written = argument.alias_info is not None and argument.alias_info.is_write
-            size = sum(self._size(leaf) for leaf in tree_leaves(given.get(argument.name)))
-            total += size * (2 if is_written and not overwritten and not argument.is_out else 1)
-        if not any(r.alias_info is not None for r in func._schema.returns):
-            total += sum(self._size(leaf) for leaf in tree_leaves(result))
-        return total
-
-    def _size(self, value: Any) -> int:
-        is_large = isinstance(value, Tensor) and value.numel() >= self.elements
-        return value.numel() * value.element_size() if is_large else 0
+            self.stages += operation.full_name == STAGE
+            self.bytes += operation.traffic(self.elements)
 
 
 def audit(contestant: Contestant, workload: Workload) -> Costs:
@@ -202,17 +173,3 @@ def _memory(start: Callable[[Model], Job], workload: Workload) -> tuple[int, int
     start(free_network(workload)).advance()
     model = free_network(workload)
     return workload.device.memory(lambda: start(model), lambda job: job.advance())
-
-
-def _is_waited_for(args: Any, kwargs: Any, result: Any) -> bool:
-    """Whether a copy is one between host and device for which the host waits."""
-    places = {leaf.device.type for leaf in tree_leaves((args, result)) if isinstance(leaf, Tensor)}
-    asynchronous = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
-    return len(places) > 1 and not asynchronous
-
-
-def _is_view(func: Any) -> bool:
-    """Whether an operation only makes another view of its input."""
-    returns = func._schema.returns
-    alias = [r.alias_info for r in returns]
-    return bool(alias) and all(info is not None and not info.is_write for info in alias)
