@@ -585,7 +585,7 @@ def test_demo_notices_other_bits(folder: Path, quick_demo, monkeypatch):
 
 def test_demo_counts_what_torch_does():
     x = torch.zeros(10)
-    with demo.Operations(10) as seen:
+    with demo.Counted(10) as seen:
         y = torch.add(x, x[None, :].view(10), alpha=2)
         y.mul_(2)
         y[:5].add_(1)

@@ -242,6 +242,81 @@ def test_the_loop_takes_an_ordinary_module(backend: str) -> None:
         assert same_bits(found, fastdiff.sample(lambda z, c: layer(z), PLAIN, SHAPE, 0))
 
 
+# 6. Conditioning of any structure.
+
+
+def listens(z: Tensor, c_noise: Tensor, added: Any, prompt: list[str], scale: float, size: tuple[int, int]) -> Tensor:
+    """A network that is told a tree of tensors, a prompt for each sample, and what is no batch."""
+    assert len(prompt) == len(z) == len(added["ids"][0])
+    assert (scale, size) == (0.5, (3, 3))
+    words = torch.tensor([float(len(text)) for text in prompt])
+    return net(z, c_noise, scale * (added["text"]["pooled"][:, 0] + added["ids"][0] - 0.1 * words))
+
+
+def spoken(i: slice = slice(None)) -> dict[str, dict[str, Any]]:
+    """Conditioning of three samples, or of some of them."""
+    shared = {"scale": 0.5, "size": (3, 3)}
+    pooled, ids = torch.linspace(-1, 1, 12).view(3, 4), torch.arange(3.0)
+    return {
+        "cond": {
+            "added": {"text": {"pooled": pooled[i]}, "ids": [ids[i]]},
+            "prompt": ["a", "cat", "on a mat"][i],
+            **shared,
+        },
+        "uncond": {
+            "added": {"text": {"pooled": -pooled[i]}, "ids": [ids[i]]},
+            "prompt": ["", "dog", ""][i],
+            **shared,
+        },
+    }
+
+
+@pytest.mark.parametrize("settings", [{}, {"network_batch": 1}, {"network_batch": 2}])
+@pytest.mark.parametrize("plan", [STACKED, APART], ids=["stacked", "apart"])
+def test_conditioning_is_a_tree(plan: fastdiff.Plan, settings: dict[str, Any]) -> None:
+    found = fastdiff.sample(listens, plan, SHAPE, 0, **spoken(), **settings)
+    for i in range(3):
+        alone = fastdiff.sample(listens, plan, (1, *SHAPE[1:]), i, **spoken(slice(i, i + 1)))
+        assert (alone[0] - found[i]).abs().max() <= 2.0**-20 * found.abs().max()
+
+
+def test_one_conditioning_may_serve_both_branches() -> None:
+    both = spoken()["cond"]
+    found = fastdiff.sample(listens, STACKED, SHAPE, 0, cond=both, uncond=both)
+    plain = fastdiff.sample(listens, PLAIN, SHAPE, 0, cond=both)
+    assert (found - plain).abs().max() <= 2.0**-18 * plain.abs().max()
+
+
+class Odd:
+    """A value that cannot be compared."""
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("Boolean value of Tensor with more than one value is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Y, Z = {"y": torch.ones(3)}, {"z": torch.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("cond", "uncond", "complaint"),
+    [
+        ({"x": ["a"]}, {"x": ["b"]}, r"cond\['x'\] has 1 strings; it must have 3, one for each sample"),
+        ({"x": np.ones(3)}, {"x": np.ones(3)}, r"cond\['x'\] is a numpy array; pass a tensor, torch.from_numpy"),
+        ({"x": {"y": torch.ones(2)}}, {}, r"cond\['x'\]\['y'\] has leading dimension 2; it must be the batch size 3"),
+        ({"x": Y}, {"x": Z}, r"cond has \['x'\]\['y'\] and uncond has \['x'\]\['z'\]; to be stacked they must be"),
+        ({"x": Odd()}, {"x": Odd()}, r"cond\['x'\] and uncond\['x'\] have no batch dimension and differ"),
+        ({"x": [1, Y]}, {"x": [2, Y]}, r"cond\['x'\]\[0\] and uncond\['x'\]\[0\] have no batch dimension and differ"),
+        (torch.ones(3), None, "cond is a Tensor; it must be a dict of arguments by name"),
+        ({7: torch.ones(3)}, None, "cond is a dict; it must be a dict of arguments by name"),
+    ],
+)
+def test_conditioning_that_does_not_fit_is_named(cond: Any, uncond: Any, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        fastdiff.sample(net, STACKED, SHAPE, 0, cond=cond, uncond=uncond)
+
+
 # 7. Another default device; 10. numbers of other libraries.
 
 

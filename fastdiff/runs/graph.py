@@ -27,7 +27,9 @@ from fastdiff.plans.plan import Plan
 from fastdiff.rows.row import NOISE_PREFIX
 from fastdiff.rows.seeds import normalise_seeds
 from fastdiff.runs.accepted import CallerNoise, check_noise, refuse_capture
-from fastdiff.runs.network import Branches, Network, in_chunks
+from fastdiff.runs.chunks import in_chunks
+from fastdiff.runs.conditioning import Branches
+from fastdiff.runs.network import Network
 from fastdiff.runs.recording import RECORDERS
 from fastdiff.runs.run import Run
 

@@ -12,8 +12,10 @@ from fastdiff.errors import InputError
 from fastdiff.maths.guidance import COND, UNCOND
 from fastdiff.plans.plan import Plan
 from fastdiff.runs.accepted import CallerFunction, CallerNoise, checked_shape, found_device
+from fastdiff.runs.chunks import in_chunks
+from fastdiff.runs.conditioning import Branches, Conditioning
 from fastdiff.runs.graph import Settings, sample_by_graph
-from fastdiff.runs.network import Branches, Conditioning, Network, in_chunks
+from fastdiff.runs.network import Network
 from fastdiff.runs.run import Evaluation, Run
 
 
@@ -46,7 +48,8 @@ def sample(
         plan: from ``fastdiff.plan``.
         shape: ``[B, ...]``.
         seeds: an int s (sample i draws with s + i), a sequence of B ints, or an int64 tensor ``[B]``.
-        cond: keyword arguments of the network; tensors have leading dimension B.
+        cond: keyword arguments of the network: tensors ``[B, ...]``, lists of B strings, and trees of these; what is
+            neither goes to the network as it is.
         uncond: the same for the unconditional branch of guidance. Guided evaluations of a plan compiled batched
             are one call on ``[cond; uncond]``.
         branches: the same by name, for guidance whose branches have other names.

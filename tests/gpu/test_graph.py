@@ -227,7 +227,7 @@ def test_an_error_of_the_network_itself_comes_through(pretend):
 
 
 def test_conditioning_that_cannot_be_told_apart_is_refused(pretend, net):
-    given = {"label": torch.ones(3), "scale": [1.0]}
+    given = {"label": torch.ones(3), "scale": {1.0}}
     with pytest.raises(InputError, match="conditioning that is no tensor is baked into a graph and must be hashable"):
         fastdiff.sample(net, fastdiff.plan(steps=2), SHAPE, 0, cuda_graph=True, cond=given)
 

@@ -144,7 +144,7 @@ RUN = (
     Mutant("callbacks are taken", "fastdiff/runs/sample.py", ', "callback": callback is not None', "", HOSTED),
     Mutant(
         "strides of conditioning are not looked at",
-        "fastdiff/runs/network.py",
+        "fastdiff/runs/conditioning.py",
         "value.dtype, value.shape, value.stride(), value.device",
         "value.dtype, value.device",
         BAKED,
