@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.errors import InputError, NetworkError
+from fastdiff.solvers.solver import SOLVERS
 from fastdiff.testing.rows import same_bits
 
 SHAPE = (3, 4, 5, 5)
@@ -333,3 +336,80 @@ def test_the_default_device_of_torch_is_not_asked() -> None:
 def test_noise_levels_may_be_numbers_of_any_kind(kind: Any) -> None:
     levels = [8.0, 2.0, 0.5, 0.0]
     assert fastdiff.plan(schedule=kind(levels)) == fastdiff.plan(schedule=levels)
+
+
+@pytest.mark.parametrize(
+    "seed", [torch.tensor(5), np.array(5), np.int64(5), np.array([5, 6, 7]), torch.tensor([5, 6, 7])]
+)
+def test_seeds_may_be_numbers_of_any_kind(seed: Any) -> None:
+    assert same_bits(fastdiff.sample(net, PLAIN, SHAPE, seed), fastdiff.sample(net, PLAIN, SHAPE, 5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"shape": 5}, r"shape is 5; it must be a sequence of integers, \[batch, \.\.\.\]"),
+        ({"shape": (2.0, 3)}, r"shape is \(2\.0, 3\); it must be a sequence of integers"),
+        ({"memory_format": torch.preserve_format}, "memory_format is torch.preserve_format; use"),
+    ],
+)
+def test_settings_of_another_kind_are_named(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        fastdiff.sample(net, PLAIN, **{"shape": SHAPE, "seeds": 0} | settings)
+
+
+def test_gradients_in_inference_mode_are_refused() -> None:
+    with torch.inference_mode(), pytest.raises(InputError, match="differentiable=True was asked for in inference mode"):
+        fastdiff.sample(net, PLAIN, SHAPE, 0, differentiable=True)
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS.values(), SOLVERS["ddim"](eta=0.5)], ids=lambda solver: solver.name)
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+def test_solvers_and_plans_are_copied_by_value(solver: fastdiff.Solver, again: Any) -> None:
+    assert again(solver) == solver
+    plan = fastdiff.plan(solver=solver, steps=3)
+    assert again(plan) == plan
+    assert again(plan).sha256 == plan.sha256
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_run_is_not_copied(again: Any) -> None:
+    with pytest.raises(InputError, match="a Run cannot be copied or pickled"):
+        again(fastdiff.Run(PLAIN, SHAPE, 0))
+
+
+# 11. Outputs of other kinds.
+
+OUTPUTS = {
+    "permuted": (
+        lambda z: torch.empty(*z.shape[::-1]).permute(3, 2, 1, 0).copy_(z),
+        r"a tensor whose samples are not dense \(strides .*\), and z lies row-major; return it in",
+    ),
+    "channels last": (
+        lambda z: z.contiguous(memory_format=torch.channels_last),
+        "a tensor that lies channels-last .*, and z lies row-major",
+    ),
+    "expanded": (lambda z: torch.zeros(1, 1, 1, 1).expand(z.shape), "a tensor whose samples are not dense"),
+    "masked": (
+        lambda z: torch.masked.masked_tensor(z * 1.0, z > 0),
+        "returned a masked tensor; it must return a plain one",
+    ),
+    "nested": (lambda z: torch.nested.nested_tensor(list(z)), "returned a nested tensor"),
+    "sparse": (lambda z: z.to_sparse(), "returned a torch.sparse_coo tensor"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*prototype.*")
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_outputs_of_another_kind_are_named(kind: str, backend: str) -> None:
+    """Nothing was written: the step can be repeated."""
+    make, complaint = OUTPUTS[kind]
+    with fastdiff.use_backend(backend):
+        run = fastdiff.Run(PLAIN, SHAPE, 0)
+        for i, evaluation in enumerate(run):
+            if i == 1:
+                with pytest.raises(NetworkError, match=complaint):
+                    run.step(make(evaluation.z))
+            run.step(net(evaluation.z, evaluation.c_noise))
+        assert same_bits(run.finish(), fastdiff.sample(net, PLAIN, SHAPE, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -20,9 +21,13 @@ CallerFunction = Callable[..., Tensor]
 
 def checked_shape(shape: Sequence[int]) -> torch.Size:
     """The shape of a batch; raises ``InputError`` unless it is one."""
-    if len(shape) == 0 or min(shape) < 0:
-        raise InputError(f"shape is {tuple(shape)}; it must be [batch, ...] without negative sizes")
-    return torch.Size(shape)
+    try:
+        sizes = [operator.index(size) for size in shape]
+    except TypeError:
+        raise InputError(f"shape is {shape!r}; it must be a sequence of integers, [batch, ...]") from None
+    if not sizes or min(sizes) < 0:
+        raise InputError(f"shape is {tuple(sizes)}; it must be [batch, ...] without negative sizes")
+    return torch.Size(sizes)
 
 
 def check_noise(plan: Plan, noise: CallerNoise | None) -> None:

@@ -137,7 +137,9 @@ class Launcher:
         if len(outputs) not in (1, len(fresh)) or torch.compiler.is_compiling():
             return False
         for output in outputs:
-            if type(output) is not Tensor or output.layout is not torch.strided or output.dtype is not like.dtype:
+            if type(output) is not Tensor or output.layout is not torch.strided or output.is_nested:
+                return False
+            if output.dtype is not like.dtype:
                 return False
             if output.shape[0] != per_output or output.shape[1:] != like.shape[1:] or output.device != like.device:
                 return False

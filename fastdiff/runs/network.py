@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.masked import MaskedTensor
 
 from fastdiff.errors import NetworkError
 from fastdiff.rows.dtypes import NETWORK_TYPES
+from fastdiff.rows.layout import EITHER, layout
 
 Network = Callable[..., Tensor]
 
@@ -92,6 +95,10 @@ def check_outputs(outputs: Sequence[Any], z: Tensor, branches: tuple[str, ...], 
                 f"the network returned a {type(output).__name__}; it must return a tensor of shape {shape} "
                 "(wrap it in a function that picks the tensor)"
             )
+        if output.is_nested or output.layout is not torch.strided or isinstance(output, MaskedTensor):
+            strided = output.layout is torch.strided
+            kind = "nested" if output.is_nested else "masked" if strided else str(output.layout)
+            raise NetworkError(f"the network returned a {kind} tensor; it must return a plain one, as to_dense() does")
         if list(output.shape) != shape:
             raise NetworkError(f"the network returned shape {list(output.shape)}; it must return {shape}")
         if output.device != z.device:
@@ -99,6 +106,13 @@ def check_outputs(outputs: Sequence[Any], z: Tensor, branches: tuple[str, ...], 
         if output.dtype not in NETWORK_TYPES:
             raise NetworkError(
                 f"the network returned {output.dtype}; float64, float32, bfloat16 and float16 are allowed"
+            )
+        lies, wanted = layout(output), layout(z)
+        if lies is None or (wanted not in (None, EITHER) and lies not in (wanted, EITHER)):
+            how = "whose samples are not dense" if lies is None else f"that lies {lies}"
+            raise NetworkError(
+                f"the network returned a tensor {how} (strides {output.stride()}), and z lies {wanted}; return it in "
+                "z's memory format, output.contiguous(memory_format=...), or choose another memory_format for the run"
             )
 
 

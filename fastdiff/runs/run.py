@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,6 +99,10 @@ class Run:
         self.restart()
 
     def _check(self, memory_format: torch.memory_format) -> None:
+        if memory_format not in (torch.contiguous_format, *MEMORY_FORMATS):
+            raise InputError(
+                f"memory_format is {memory_format}; use torch.contiguous_format, channels_last or channels_last_3d"
+            )
         wanted = MEMORY_FORMATS.get(memory_format, len(self.shape))
         if len(self.shape) != wanted:
             raise InputError(f"memory_format {memory_format} needs {wanted} dimensions; shape is {tuple(self.shape)}")
@@ -106,6 +110,10 @@ class Run:
             raise InputError(f"network_dtype is {self.network_dtype}; use float64, float32, bfloat16 or float16")
         if self.network_dtype is torch.float64 and self.state is torch.float32:
             raise InputError("network_dtype is float64 and the plan's state float32; compile it with dtype='float64'")
+        if self._differentiable and torch.is_inference_mode_enabled():
+            raise InputError(
+                "differentiable=True was asked for in inference mode, which records no gradients; leave it"
+            )
         if self._differentiable and any(row.gram is not None for row in self.plan.rows):
             raise InputError(
                 "differentiable=True was asked for, and the plan has coefficients that depend on the state by a gram, "
@@ -121,6 +129,10 @@ class Run:
             Evaluation(k, self.memory.z[: sizes[row.copies]], c_noise[row.copies][k], row.sigma, row.branches)
             for k, row in enumerate(rows)
         ]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A run is not copied: two would write into one memory."""
+        raise InputError("a Run cannot be copied or pickled; copy its plan, and make another Run of it")
 
     @property
     def denoised(self) -> Tensor | None:

@@ -58,6 +58,17 @@ class Solver:
         words = ", ".join(f"{name}={_shown(value)}" for name, value in together.items())
         return replace(self, name=f"{base}({words})", settings=together)
 
+    def __reduce__(self) -> Any:
+        """By name and settings: in a module that registers it, the name of its step stands for the solver."""
+        base = self.name.partition("(")[0]
+        if base in SOLVERS and SOLVERS[base].step is self.step:
+            return _registered, (base, self.name, dict(self.settings))
+        return Solver, (self.name, self.order, self.source, self.step, self.stochastic, self.settings)
+
+
+def _registered(base: str, name: str, settings: dict[str, Any]) -> Solver:
+    return replace(SOLVERS.named(base), name=name, settings=settings)
+
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else repr(value)

@@ -166,8 +166,8 @@ RUN = (
     Mutant(
         "another dtype passes for the expected one",
         "fastdiff/runs/launcher.py",
-        " or output.dtype is not like.dtype:",
-        ":",
+        "if output.dtype is not like.dtype:",
+        "if False:",
         PREPARED,
     ),
     Mutant(
