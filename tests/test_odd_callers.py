@@ -413,3 +413,43 @@ def test_outputs_of_another_kind_are_named(kind: str, backend: str) -> None:
                     run.step(make(evaluation.z))
             run.step(net(evaluation.z, evaluation.c_noise))
         assert same_bits(run.finish(), fastdiff.sample(net, PLAIN, SHAPE, 0))
+
+
+# 16. What a callback is shown.
+
+
+@pytest.mark.parametrize("solver", ["heun", "euler_ancestral", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("visible", [False, True])
+def test_a_callback_is_shown_the_denoised_estimate_and_the_state(solver: str, visible: bool) -> None:
+    """Of the evaluation that was made, by name; the network's next input is not among it."""
+    plan = fastdiff.plan(solver=solver, steps=4, denoised=True, visible=visible, dtype="float64")
+    asked: list[tuple[float, Tensor]] = []
+    shown: list[Any] = []
+
+    def listens(z: Tensor, c_noise: Tensor) -> Tensor:
+        asked.append((float(c_noise[0]), z.clone()))
+        return net(z, c_noise)
+
+    def watch(progress: Any) -> None:
+        denoised = None if progress.denoised is None else progress.denoised.clone()
+        shown.append(
+            progress._replace(denoised=denoised, state=None if progress.state is None else progress.state.clone())
+        )
+
+    sample = fastdiff.sample(listens, plan, SHAPE, 0, callback=watch)
+    assert [progress.index for progress in shown] == list(range(plan.evaluations))
+    assert {progress.evaluations for progress in shown} == {plan.evaluations}
+    assert same_bits(shown[-1].state, sample)
+    known = 0
+    for progress, (told, z) in zip(shown, asked, strict=True):
+        assert told == pytest.approx(np.log(progress.sigma) / 4)
+        sigma2 = progress.sigma**2
+        c_skip, c_out = 0.25 / (sigma2 + 0.25), progress.sigma * 0.5 / (sigma2 + 0.25) ** 0.5
+        if progress.denoised is not None:
+            known += 1
+            expected = c_skip * z * (sigma2 + 0.25) ** 0.5 + c_out * net(z, torch.full((3,), told, dtype=z.dtype))
+            assert (progress.denoised - expected).abs().max() <= 1e-12 * expected.abs().max()
+    assert known >= plan.evaluations // 2
+    if visible:
+        for progress, (_, z), row in zip(shown, asked[1:], plan.rows[1:], strict=False):
+            assert same_bits(progress.state * row.c_in, z)

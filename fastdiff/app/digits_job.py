@@ -26,7 +26,7 @@ from fastdiff.errors import CheckpointError, InputError
 from fastdiff.maths.guidance import COND, UNCOND
 from fastdiff.plans.file import NOISE_FORMAT
 from fastdiff.plans.plan import Plan
-from fastdiff.runs.run import Evaluation, Run
+from fastdiff.runs.run import Progress
 
 SAMPLE = (1, 8, 8)
 WATCHED, MOMENTS = 6, 12
@@ -36,7 +36,7 @@ EXACT_NETWORK_BATCH = 1
 KEEPING_SHARE = 1 / 20
 """At most this share of the time goes into keeping what is done."""
 
-Callback = Callable[[Run, Evaluation], None]
+Callback = Callable[[Progress], None]
 
 
 class Network(NamedTuple):
@@ -149,7 +149,7 @@ class Job:
         total = batches * self.plan.evaluations
         with tqdm(total=total, desc=f"{count} digits", unit="eval", disable=None if progress else True) as bar:
 
-            def advance(run: Run, evaluation: Evaluation) -> None:
+            def advance(progress: Progress) -> None:
                 bar.update()
 
             try:
@@ -192,16 +192,15 @@ class Job:
         Raises:
             InputError: the plan does not store the denoised prediction.
         """
-        gives = [any(output.store == "denoised" for output in row.outputs) for row in plan.rows[1:]]
-        if not any(gives):
+        if "denoised" not in plan.buffers:
             raise InputError("the plan stores no denoised prediction; compile it with denoised=True (--denoised)")
         frames: list[Tensor] = []
         sigmas: list[float] = []
 
-        def watch(run: Run, evaluation: Evaluation) -> None:
-            if gives[evaluation.index] and run.denoised is not None:
-                frames.append(run.denoised.clone())
-                sigmas.append(evaluation.sigma)
+        def watch(progress: Progress) -> None:
+            if progress.denoised is not None:
+                frames.append(progress.denoised.clone())
+                sigmas.append(progress.sigma)
 
         result = self.draw(0, samples, plan=plan, callback=watch)
         spread = min(len(frames), moments - 1)

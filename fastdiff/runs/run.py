@@ -43,6 +43,24 @@ class Evaluation(NamedTuple):
     branches: tuple[str, ...]
 
 
+class Progress(NamedTuple):
+    """What a callback is shown after a step. Tensors are lent: ``clone()`` what is to be kept.
+
+    Args:
+        index: of the evaluation that was just made, 0 for the first.
+        evaluations: how many there are.
+        sigma: its noise level in data units.
+        denoised: the guided D that it gave, ``[B, ...]``, for plans compiled with ``denoised=True``, else None.
+        state: x after the step where a buffer holds it, else None; after the last step the sample.
+    """
+
+    index: int
+    evaluations: int
+    sigma: float
+    denoised: Tensor | None
+    state: Tensor | None
+
+
 class Run:
     """One batch being sampled: buffers, seeds and the position in the plan. Not for use from two threads.
 
@@ -138,6 +156,18 @@ class Run:
     def denoised(self) -> Tensor | None:
         """D of the last evaluation that gave one, for plans compiled with ``denoised=True``; borrowed."""
         return self.memory.buffers.get("denoised")
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has come, one evaluation at least having been made."""
+        row = self.plan.rows[self.launcher.row - 1]
+        made = None if row.network is None else row.outputs[row.network]
+        name = self.plan.result if self.index == len(self.evaluations) else None if made is None else made.store
+        state = None if name is None else self.memory.buffers.get(name)
+        evaluation = self.evaluations[self.index - 1]
+        # A row that stores none leaves an earlier one in the buffer.
+        denoised = self.denoised if any(o.store == "denoised" for o in row.outputs) else None
+        return Progress(evaluation.index, len(self.evaluations), evaluation.sigma, denoised, state)
 
     @property
     def fused(self) -> int:

@@ -16,7 +16,7 @@ from fastdiff.runs.chunks import in_chunks
 from fastdiff.runs.conditioning import Branches, Conditioning
 from fastdiff.runs.graph import Settings, sample_by_graph
 from fastdiff.runs.network import Network
-from fastdiff.runs.run import Evaluation, Run
+from fastdiff.runs.run import Progress, Run
 
 
 def sample(
@@ -35,7 +35,7 @@ def sample(
     noise: CallerNoise | None = None,
     given: Mapping[str, Tensor] | None = None,
     calls: Mapping[str, CallerFunction] | None = None,
-    callback: Callable[[Run, Evaluation], None] | None = None,
+    callback: Callable[[Progress], None] | None = None,
     progress: bool = False,
     differentiable: bool = False,
     cuda_graph: bool = False,
@@ -61,7 +61,7 @@ def sample(
         noise: with a plan of caller's noise, a function of (row, draw) that returns a tensor of this shape.
         given: tensors that the plan asks for by name (``trace.given``), ``[B, ...]``.
         calls: functions that the plan calls by name (``trace.call``), on tensors ``[B, ...]``.
-        callback: called after every step with the run and the evaluation just made.
+        callback: called after every evaluation with a ``Progress``: noise level, denoised estimate, state.
         progress: show a progress bar.
         differentiable: record gradients, to the network's parameters and conditioning.
         cuda_graph: record the whole loop, network included, as one CUDA graph at the first call, and replay it at
@@ -99,7 +99,7 @@ def sample(
         for evaluation in tqdm(run, desc="sampling", unit="eval", disable=not progress):
             run.step(*conditioning.call(call, evaluation.z, evaluation.c_noise, evaluation.branches))
             if callback is not None:
-                callback(run, evaluation)
+                callback(run.progress)
         return run.finish()
 
 
