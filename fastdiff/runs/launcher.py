@@ -49,7 +49,7 @@ class Launcher:
         fixed = plain and not differentiable and noise is None
         self._loop: Any = self._bound_loop() if fixed and self._backend.name == "cpu" else None
         self._launches = self._bound_launches() if fixed and self._loop is None else []
-        self._own = [span(tensor) for tensor in (z, *memory.buffers.values())] if self._launches else []
+        self._own = [span(tensor) for tensor in (z, *memory.buffers.values())] if plain else []
         self.row = 0
 
     def _bound_loop(self) -> Any:
@@ -108,6 +108,9 @@ class Launcher:
             before = self._plan.rows[self.row - 1]
             z = self._memory.z[: before.copies * self._memory.batch]
             check_outputs(outputs, z, before.branches, self._memory.batch)
+        if not expected and self._own:
+            # What is in the run's own memory would be read while it is written.
+            outputs = [o.clone() if self._is_own(o) else o for o in outputs]
         split = self._split(outputs)
         if gram is not None:
             self._make_coefficients(split, *gram)
@@ -145,10 +148,14 @@ class Launcher:
                 return False
             if not output.is_contiguous(memory_format=memory.format):
                 return False
-            start, end = span(output)
-            if any(start < other_end and other_start < end for other_start, other_end in self._own):
+            if self._is_own(output):
                 return False
         return True
+
+    def _is_own(self, output: Tensor) -> bool:
+        """Whether an output may lie in the memory of the run."""
+        start, end = span(output)
+        return any(start < other_end and other_start < end for other_start, other_end in self._own)
 
     def _fresh(self) -> tuple[str, ...]:
         """The columns that what happened since the last launch gives to the next row."""
