@@ -637,3 +637,9 @@ def test_import_leaves_the_heavy_things_for_later():
     heavy = "'PIL', 'rich', 'matplotlib', 'sklearn', 'scipy'"
     code = f"import sys, fastdiff.cli; print([name for name in ({heavy}) if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_package_is_a_command_too():
+    command = [sys.executable, "-m", "fastdiff", "plan", "--steps", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, run("plan", "--steps", "3").stdout)

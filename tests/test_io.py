@@ -71,6 +71,16 @@ def test_folders_are_checked_before_work_and_without_a_trace(tmp_path: Path):
         io.check_folder(tmp_path / "file" / "a.bin")
 
 
+@pytest.mark.parametrize("name", ["n" * 251 + ".bin", "γ" * 125 + ".bin"])
+def test_names_as_long_as_the_system_takes_work(tmp_path: Path, name: str):
+    io.check_folder(tmp_path / name)
+    io.write(tmp_path / name, b"new")
+    assert os.listdir(tmp_path) == [name]
+    with pytest.raises(OutputError, match="its name has more than 255 bytes; choose a shorter one"):
+        io.check_folder(tmp_path / (name + "xx"))
+    assert os.listdir(tmp_path) == [name]
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch):
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")

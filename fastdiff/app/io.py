@@ -36,7 +36,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         OutputError: the folder cannot be written, or the disk is full; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _beside(path)
     try:
         _write_and_flush(temporary, content)
         os.replace(temporary, path)
@@ -54,11 +54,14 @@ def check_folder(path: Path) -> None:
         OutputError: the folder does not exist, or a file cannot be made in it.
     """
     folder = path.parent
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file in it")
     if not folder.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {folder}; make it first, or choose another place")
-    probe = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    longest = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    if len(os.fsencode(path.name)) > longest:
+        raise OutputError(f"cannot write {path}: its name has more than {longest} bytes; choose a shorter one")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
+    probe = _beside(path)
     try:
         _write_and_flush(probe, b"")
         probe.unlink()
@@ -103,6 +106,11 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f"{path} is not a plan: not text; write one with 'fastdiff plan --export FILE.json'") from None
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder that nobody else takes; it does not hold the file's own, which may be long already."""
+    return path.with_name(f".{secrets.token_hex(8)}.tmp")
 
 
 def _write_and_flush(path: Path, content: bytes) -> None:
