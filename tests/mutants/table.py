@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from faults_cpu import CPU, LOOP
 from faults_cuda import CUDA
+from faults_gram import GRAM
 from faults_host import HOST
 from faults_run import RUN
 from faults_triton import TRITON
 
-MUTANTS = (*CUDA, *TRITON, *CPU, *LOOP, *HOST, *RUN)
+MUTANTS = (*CUDA, *TRITON, *CPU, *LOOP, *GRAM, *HOST, *RUN)
