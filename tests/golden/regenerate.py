@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastdiff.maths.churn import Churn
 from fastdiff.maths.guidance import Guidance, RescaledGuidance
@@ -62,6 +63,17 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "unipc-visible": partial(plan, solver="unipc", steps=4, visible=True, dtype="float64"),
     "given-and-call": partial(plan, solver=Solver("masked", 1, "these tests", _masked), steps=3),
 }
+
+
+def _solver(made: Any) -> str:
+    """The registered name of the solver of a plan."""
+    solver = made.keywords.get("solver", "heun")
+    return str(getattr(solver, "name", solver)).partition("(")[0]
+
+
+# A solver that no plan above is of has one of its own.
+_KNOWN = {_solver(made) for made in (*FIRST.values(), *PLANS.values())}
+PLANS |= {name.replace("_", "-"): partial(plan, solver=name, steps=4) for name in SOLVERS if name not in _KNOWN}
 
 
 def main() -> None:
