@@ -23,7 +23,7 @@ struct GramScratch {
     for (double& value : one) value = 1;
   }
   alignas(64) double column[kMaxColumns][kTurn], draw[kMaxDraws][kTurn], one[kTurn];
-  alignas(64) double vector[kMaxVectors][kTurn], partial[kTurn], product[kTurn];
+  alignas(64) double vector[kMaxVectors][kTurn], partial[kTurn], weighed[kTurn];
   alignas(64) double lane[kMaxSums][kLanes];
   alignas(64) float normal[kTurn];
 };
@@ -77,12 +77,33 @@ static const double* make_vector(double* out, double* partial, const double* con
   return out;
 }
 
-// Adds the quads of n products to their lanes; what is missing in the last quad is +0.
-static void add_to_lanes(double* lane, double* p, int64_t n) {
-  const int64_t quads = (n + 3) / 4;
-  for (int64_t i = n; i < 4 * quads; ++i) p[i] = 0;
-  for (int64_t q = 0; q < quads; ++q)
-    lane[q] = add(lane[q], add(add(p[4 * q], p[4 * q + 1]), add(p[4 * q + 2], p[4 * q + 3])));
+// Four values of which nothing is known of their alignment; the compiler has instructions for them, or makes
+// do.
+typedef double Four __attribute__((vector_size(32), aligned(8), may_alias));
+#ifdef __clang__
+#define FD_PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef long long Places __attribute__((vector_size(32)));
+#define FD_PICK(a, b, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
+#endif
+
+// Adds the quads of n products u * v to their lanes; what is missing in the last quad is +0.
+static void add_to_lanes(double* lane, const double* u, const double* v, int64_t n) {
+  int64_t q = 0;
+  for (; 4 * q + 16 <= n; q += 4) {
+    const Four *left = (const Four*)(u + 4 * q), *right = (const Four*)(v + 4 * q);
+    const Four a = left[0] * right[0], b = left[1] * right[1], c = left[2] * right[2], d = left[3] * right[3];
+    // Neighbours of a and b, then of c and d: first and second pair of each quad.
+    const Four ab = FD_PICK(a, b, 0, 4, 2, 6) + FD_PICK(a, b, 1, 5, 3, 7);
+    const Four cd = FD_PICK(c, d, 0, 4, 2, 6) + FD_PICK(c, d, 1, 5, 3, 7);
+    Four& four = *(Four*)(lane + q);
+    four += FD_PICK(ab, cd, 0, 1, 4, 5) + FD_PICK(ab, cd, 2, 3, 6, 7);
+  }
+  for (; 4 * q < n; ++q) {
+    double p[4] = {};
+    for (int64_t i = 4 * q; i < n && i < 4 * q + 4; ++i) p[i - 4 * q] = mul(u[i], v[i]);
+    lane[q] = add(lane[q], add(add(p[0], p[1]), add(p[2], p[3])));
+  }
 }
 
 static double fold(double* lane) {
@@ -92,19 +113,13 @@ static double fold(double* lane) {
   return lane[0];
 }
 
-// What a sum adds up, element by element.
-static void multiply(const SumOf& sum, const double* const* vector, const double* tolerance, double* p,
-                     int64_t n) {
-  const double *u = vector[sum.a], *v = vector[sum.b];
-  if (sum.kind == kInner) {
-    for (int64_t i = 0; i < n; ++i) p[i] = mul(u[i], v[i]);
-    return;
-  }
-  const double* w = vector[sum.c];
+// A vector weighed by two others, whose squares are summed.
+static void weigh(const SumOf& sum, const double* const* vector, const double* tolerance, double* out,
+                  int64_t n) {
+  const double *u = vector[sum.a], *v = vector[sum.b], *w = vector[sum.c];
   for (int64_t i = 0; i < n; ++i) {
     const double size = larger(std::fabs(v[i]), std::fabs(w[i]));
-    const double q = u[i] / larger(tolerance[0], mul(tolerance[1], size));
-    p[i] = mul(q, q);
+    out[i] = u[i] / larger(tolerance[0], mul(tolerance[1], size));
   }
 }
 
@@ -143,9 +158,14 @@ static void sum_chunk(const GramArgs& a, int64_t b, int64_t chunk, double* out, 
       vector[v] = make_vector(s.vector[v], s.partial, source, name, c, p.terms[v], n);
     const double* tolerance = numbers + p.tolerances;
     for (int i = 0; i < p.sums; ++i) {
-      multiply(p.sum[i], vector, tolerance, s.product, n);
-      tolerance += 2 * (p.sum[i].kind == kWeighted);
-      add_to_lanes(s.lane[i], s.product, n);
+      const SumOf& sum = p.sum[i];
+      const double *left = vector[sum.a], *right = vector[sum.b];
+      if (sum.kind == kWeighted) {
+        weigh(sum, vector, tolerance, s.weighed, n);
+        tolerance += 2;
+        left = right = s.weighed;
+      }
+      add_to_lanes(s.lane[i], left, right, n);
     }
   }
   for (int i = 0; i < p.sums; ++i) out[i * stride] = fold(s.lane[i]);
@@ -161,8 +181,7 @@ static double sum_parts(double* part, int64_t count, GramScratch& s) {
       const int64_t end = (chunk + 1) * kGramChunk < count ? (chunk + 1) * kGramChunk : count;
       for (int64_t first = chunk * kGramChunk; first < end; first += kTurn) {
         const int64_t n = end - first < kTurn ? end - first : kTurn;
-        memcpy(s.product, part + first, (size_t)n * sizeof(double));
-        add_to_lanes(lane, s.product, n);
+        add_to_lanes(lane, part + first, s.one, n);
       }
       part[chunk] = fold(lane);
     }

@@ -24,7 +24,7 @@ AUDIT = "tests/gpu/test_audit.py::test_a_loop_on_a_gpu_launches_once_for_each_ev
 BARE = "tests/gpu/test_audit.py::test_launches_without_checks_do_nothing_else_either"
 COPIED = "tests/gpu/test_audit.py::test_a_replay_copies_seeds_and_conditioning_and_what_changed"
 PREPARED = "tests/test_sampler.py::test_what_a_launch_is_not_prepared_for_is_checked_and_has_the_same_bits"
-OWN = "tests/test_sampler.py::test_an_output_in_the_runs_own_memory_is_not_prepared_for"
+OWN = "tests/test_sampler.py::test_a_network_may_return_its_input"
 RESTART = "tests/test_sampler.py::test_restart_gives_the_same_bits_in_the_same_buffers"
 
 RUN = (
