@@ -1,4 +1,7 @@
-"""The command ``fastdiff``: draw digits, look at plans, and see what works on this machine."""
+"""The command ``fastdiff``: draw digits, look at plans, and see what works on this machine.
+
+It is long because options are declarations; what commands do is in ``fastdiff.app`` and ``fastdiff.lab``.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Only operations that round once, to nearest even, are used, each on its own: ``mul``, ``add``, comparisons,
 casts, integer arithmetic. Fused torch operations (``addcmul``, ``lerp``, ``add(alpha=)``) and float32
-``torch.sqrt`` round differently and are avoided. See ``docs/numerics.md``.
+``torch.sqrt`` round differently and are avoided. See ``docs/numerics.md``. All of it is one module, long as that is, so
+that the definition can be read from top to bottom.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The schemas of the library ``fastdiff`` are defined here, once. A compiled backend registers its kernels for its own
 dispatch key; behind every other key stands Python that checks the arguments, chooses a backend and calls it. The
-public functions do the same without the detour. While ``torch.compile`` traces, the checks run in the fakes.
+public functions do the same without the detour. While ``torch.compile`` traces, the checks run in the fakes. It is one
+module because a schema, its kernels and its fake must be registered together, or not at all.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Arguments: what an op accepts, checked before anything is written.
 
-Values of seeds and draws are looked at on the CPU only: on another device that would wait for the device.
+Values of seeds and draws are looked at on the CPU only: on another device that would wait for the device. The rules
+of all ops stand here together, because most are shared, and people compare them.
 """
 
 from __future__ import annotations

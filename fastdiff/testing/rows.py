@@ -1,6 +1,7 @@
 """Testing: random rows on random tensors, exact comparison of bits, and poisoned memory.
 
-A backend is right when ``same_bits`` holds between its results and the reference's for every ``random_case``.
+A backend is right when ``same_bits`` holds between its results and the reference's for every ``random_case``. Whoever
+writes a backend needs all of it at once, so it is one module.
 """
 
 from __future__ import annotations
