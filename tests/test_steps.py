@@ -253,3 +253,16 @@ def test_a_backend_may_be_chosen_anew_at_every_row() -> None:
         with use_backend(backend):
             made[backend] = steps(4, columns, seeds=list(SEEDS))
     assert all(same_bits(made["cpu"][name], made["reference"][name]) for name in made["cpu"])
+
+
+def test_seeds_that_were_changed_are_looked_at_again() -> None:
+    steps, columns, seeds = Steps(COMPILED), columns_of(COMPILED.rows[4]), torch.tensor(list(SEEDS))
+    first = steps(4, columns, seeds=seeds)
+    again = steps(4, columns, seeds=seeds.add_(1))
+    expected = steps(4, columns, seeds=[seed + 1 for seed in SEEDS])
+    assert all(same_bits(again[name], expected[name]) for name in expected)
+    assert not all(same_bits(again[name], first[name]) for name in first)
+    with pytest.raises(InputError, match="a seed is -5"):
+        steps(4, columns, seeds=seeds.fill_(-5))
+    with pytest.raises(InputError, match=r"seeds is torch.int64 \[6\]; it must be torch.int64 \[2\]"):
+        steps(4, {name: tensor[:2] for name, tensor in columns.items()}, seeds=seeds)

@@ -24,6 +24,7 @@ from fastdiff.rows.checks import check_gram, check_stage
 from fastdiff.rows.dtypes import STATE, memory_format_of
 from fastdiff.rows.row import CALLED_PREFIX, NETWORK_PREFIX, Row
 from fastdiff.rows.seeds import normalise_seeds
+from fastdiff.runs.network import version_of
 from fastdiff.runs.tables import Tables
 
 Z = "z"
@@ -48,6 +49,7 @@ class Steps:
         self._read_later = _read_later(plan.rows)
         # What was checked once needs no second look: the same row on tensors that look the same, into fresh memory.
         self._known: dict[tuple, registry.Backend] = {}
+        self._seeds: tuple[Tensor, int, int] | None = None
 
     def __call__(
         self,
@@ -78,7 +80,7 @@ class Steps:
         row, table = self._row(k), self.tables.rows[k]
         reads = self._reads(k, row, columns)
         like = reads[0] if reads else self._first(k, shape)
-        keys = None if seeds is None else normalise_seeds(seeds, like.shape[0], self.device)
+        keys = None if seeds is None or not row.draws else self._keys(seeds, like.shape[0])
         made = {o.store: torch.empty_like(like, dtype=dtype or self.state) for o in row.outputs if o.store}
         if z:
             made[Z] = self._network_input(k, row, like)
@@ -98,6 +100,19 @@ class Steps:
     def alive(self, k: int, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of the tensors that rows after k still read."""
         return {name: tensor for name, tensor in columns.items() if name in self._read_later[k]}
+
+    def _keys(self, seeds: int | Sequence[int] | Tensor, batch: int) -> Tensor:
+        """The seeds as a tensor; one that was looked at and has not been written to since needs no second look."""
+        if not isinstance(seeds, Tensor):
+            return normalise_seeds(seeds, batch, self.device)
+        looked_at = (seeds, version_of(seeds), batch)
+        before = self._seeds
+        if before is None or before[0] is not seeds or before[1:] != looked_at[1:]:
+            keys = normalise_seeds(seeds, batch, self.device)
+            if keys is not seeds or seeds.is_inference():
+                return keys
+            self._seeds = looked_at
+        return seeds
 
     def _row(self, k: int) -> Row:
         if not 0 <= k < len(self.plan.rows):
