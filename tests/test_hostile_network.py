@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -139,8 +140,6 @@ class Hostile(RuleBasedStateMachine):
 
     @rule()
     def copies(self) -> None:
-        import copy
-
         with pytest.raises(InputError, match="cannot be copied"):
             copy.deepcopy(self.run)
 

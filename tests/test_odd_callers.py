@@ -168,6 +168,23 @@ def test_one_buffer_of_noise_may_be_filled_for_every_draw() -> None:
     assert same_bits(fastdiff.sample(net, plan, SHAPE, 0, noise=lambda row, j: buffer.copy_(drawn(row, j))), expected)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_every_draw_of_the_callers_noise_is_asked_for_once(backend: str) -> None:
+    """Where a gram sums the noise that its row adds, both are given the same."""
+    plan = fastdiff.plan(solver="predictor_corrector", steps=3, noise="caller")
+    assert any(row.gram is not None for row in plan.rows)
+    asked: dict[tuple[int, int], Tensor] = {}
+
+    def fresh(row: int, draw: int) -> Tensor:
+        assert (row, draw) not in asked
+        asked[row, draw] = torch.randn(SHAPE, generator=torch.Generator().manual_seed(len(asked)))
+        return asked[row, draw]
+
+    with fastdiff.use_backend(backend):
+        found = fastdiff.sample(net, plan, SHAPE, 0, noise=fresh)
+        assert same_bits(found, fastdiff.sample(net, plan, SHAPE, 0, noise=lambda row, draw: asked[row, draw]))
+
+
 @pytest.mark.parametrize(
     ("returned", "complaint"),
     [

@@ -52,11 +52,12 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def span(tensor: Tensor) -> tuple[int, int]:
-    """The address of a tensor's first byte and the one after its last; an empty tensor spans nothing."""
+    """The address of a tensor's first byte and the one after its last, whatever its strides; none of an empty one."""
     start = tensor.data_ptr()
     if tensor.numel() == 0:
         return start, start
-    return start, start + (tensor.shape[0] - 1) * tensor.stride(0) * tensor.element_size() + _sample_bytes(tensor)
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:

@@ -31,7 +31,7 @@ def normalise_seeds(seeds: int | Sequence[int] | Tensor, batch: int, device: tor
     Raises:
         InputError: a seed is not an integer, out of range, or there are not ``batch`` of them.
     """
-    if getattr(seeds, "ndim", None) == 0 and not (isinstance(seeds, Tensor) and not can_read(seeds)):
+    if getattr(seeds, "ndim", None) == 0 and (not isinstance(seeds, Tensor) or can_read(seeds)):
         # One number, of torch or numpy.
         seeds = seeds.item()  # type: ignore[union-attr]
     if isinstance(seeds, Tensor):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff.errors import BackendError, InputError
+from fastdiff.errors import BackendError, FastdiffError, InputError
 from fastdiff.plans.plan import Plan
-from fastdiff.rows.dtypes import memory_format_of
+from fastdiff.rows.dtypes import NETWORK_TYPES, memory_format_of
 from fastdiff.rows.row import GIVEN_PREFIX
 
 CallerNoise = Callable[[int, int], Tensor]
@@ -38,15 +39,34 @@ def check_noise(plan: Plan, noise: CallerNoise | None) -> None:
         raise InputError(f"noise {given}, and the plan was compiled with noise={made}; the two go together")
 
 
-def check_drawn(drawn: Tensor, row: int, draw: int, like: Tensor) -> None:
-    """Raises ``InputError`` unless what a caller's noise returned is a tensor as the state is; names row and draw."""
-    if not isinstance(drawn, Tensor):
-        raise InputError(f"noise({row}, {draw}) returned a {type(drawn).__name__}; it must return a tensor")
-    if drawn.shape != like.shape or drawn.device != like.device:
-        raise InputError(
-            f"noise({row}, {draw}) returned shape {list(drawn.shape)} on {drawn.device}; it must return "
-            f"{list(like.shape)} on {like.device}"
+def check_returned(
+    what: str, returned: Any, shape: Sequence[int], device: torch.device, error: type[FastdiffError]
+) -> None:
+    """Refuse what a function of the caller's returned unless it is a tensor as the state is.
+
+    Args:
+        what: the function and its arguments, for the message.
+        returned: by it.
+        shape: ``[B, ...]``.
+        device: of the state.
+        error: to raise.
+    """
+    if not isinstance(returned, Tensor):
+        raise error(f"{what} returned a {type(returned).__name__}; it must return a tensor")
+    if returned.shape != torch.Size(shape) or returned.device != device:
+        raise error(
+            f"{what} returned shape {list(returned.shape)} on {returned.device}; it must return {list(shape)} on "
+            f"{device}"
         )
+    if returned.dtype not in NETWORK_TYPES:
+        raise error(f"{what} returned {returned.dtype}; float64, float32, bfloat16 and float16 are allowed")
+
+
+def drawn_by(noise: CallerNoise, row: int, draw: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """A draw of a caller's noise; raises ``InputError`` unless it is a tensor as the state is."""
+    drawn = noise(row, draw)
+    check_returned(f"noise({row}, {draw})", drawn, shape, device, InputError)
+    return drawn
 
 
 def refuse_capture(device: torch.device) -> None:

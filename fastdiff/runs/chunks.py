@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fastdiff.errors import InputError
 from fastdiff.rows.dtypes import memory_format_of
-from fastdiff.runs.conditioning import cut
+from fastdiff.runs.conditioning import is_text
 from fastdiff.runs.network import Network, Together
 
 ALIGNED = 64
@@ -37,8 +38,8 @@ def in_chunks(net: Network, size: int) -> Network:
         total = z.shape[0]
 
         def call(start: int) -> Any:
-            part = partial(chunk, start=start, size=size)
-            output = net(part(z), part(c_noise), **cut(conditioning, total, part, start, size))
+            part_z, part_c_noise, part = _cut((z, c_noise, conditioning), total, start, size)
+            output = net(part_z, part_c_noise, **part)
             return output[: total - start] if isinstance(output, Tensor) else output
 
         outputs = together([partial(call, start) for start in range(0, total, size)]) if total else []
@@ -49,7 +50,21 @@ def in_chunks(net: Network, size: int) -> Network:
     return chunked
 
 
-def chunk(value: Tensor, start: int, size: int) -> Tensor:
+def _cut(value: Any, total: int, start: int, size: int) -> Any:
+    """So many samples of whatever has ``total`` of them; prompts past the end are the last one again."""
+
+    def part(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == total:
+            return _chunk(leaf, start, size)
+        if is_text(leaf) and len(leaf) == total:
+            found = [*leaf[start : start + size]]
+            return found + [found[-1]] * (size - len(found))
+        return leaf
+
+    return tree_map(part, value, is_leaf=is_text)
+
+
+def _chunk(value: Tensor, start: int, size: int) -> Tensor:
     """So many samples from one on, which begin at a whole cache line; those past the end are zero."""
     piece, memory_format = value[start : start + size], memory_format_of(value)
     if piece.shape[0] == size and piece.data_ptr() % ALIGNED == 0 and value.is_contiguous(memory_format=memory_format):

@@ -6,7 +6,7 @@ neither (a number, a flag, an object) goes to the network as it is, and must be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
@@ -121,20 +121,6 @@ class Branches:
 def is_text(value: Any) -> bool:
     """Whether it is a list of strings: prompts, of which each sample has one."""
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(text, str) for text in value)
-
-
-def cut(value: Any, total: int, piece: Callable[[Tensor], Tensor], start: int, size: int) -> Any:
-    """The samples from ``start`` on of whatever has ``total`` of them; prompts past the end are the last one again."""
-
-    def part(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == total:
-            return piece(leaf)
-        if is_text(leaf) and len(leaf) == total:
-            found = [*leaf[start : start + size]]
-            return found + [found[-1]] * (size - len(found))
-        return leaf
-
-    return tree_map(part, value, is_leaf=is_text)
 
 
 def _leaves(value: Any) -> list[tuple[str, Any]]:

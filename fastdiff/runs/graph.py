@@ -26,7 +26,7 @@ from fastdiff.errors import InputError
 from fastdiff.plans.plan import Plan
 from fastdiff.rows.row import NOISE_PREFIX
 from fastdiff.rows.seeds import normalise_seeds
-from fastdiff.runs.accepted import CallerNoise, check_noise, refuse_capture
+from fastdiff.runs.accepted import CallerNoise, check_noise, drawn_by, refuse_capture
 from fastdiff.runs.chunks import in_chunks
 from fastdiff.runs.conditioning import Branches
 from fastdiff.runs.network import Network
@@ -148,7 +148,7 @@ def sample_by_graph(
                 "see it change, so move it there"
             )
     with torch.inference_mode(False), torch.no_grad():
-        drawn = _drawn(plan, noise)
+        drawn = _drawn(plan, noise, settings)
         looks = tuple((at, tensor.dtype, tensor.shape, tensor.stride()) for at, tensor in drawn.items())
         key = (plan.structure, settings, conditioning.structure, looks, _surroundings(net, settings.device.type))
         recorded = _kept(net, key) or _record(net, key, plan, settings, conditioning, drawn)
@@ -242,13 +242,14 @@ def _place(tensor: Tensor | None) -> Hashable:
     return address, tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _drawn(plan: Plan, noise: CallerNoise | None) -> Drawn:
+def _drawn(plan: Plan, noise: CallerNoise | None, settings: Settings) -> Drawn:
     """Every tensor of a caller's noise."""
     if noise is None:
         return {}
     counts = [sum(name.startswith(NOISE_PREFIX) for name in row.columns) for row in plan.rows]
     # The caller may fill one tensor again and again.
-    return {(at, j): noise(at, j).clone() for at, count in enumerate(counts) for j in range(count)}
+    places = [(at, j) for at, count in enumerate(counts) for j in range(count)]
+    return {(at, j): drawn_by(noise, at, j, settings.shape, settings.device).clone() for at, j in places}
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """How a run's rows are launched: each by the fastest way that takes what the network returned.
 
 On the CPU a loop in C++ runs them; elsewhere a launch whose tensors are all known is bound beforehand; what neither
-takes (another layout, overlapping memory, gradients) goes through the op, which checks everything. All give the same
-bits.
+takes (another dtype, a caller's noise, gradients that are asked for) goes through the op, which checks everything. All
+give the same bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.layout import layout, span
 from fastdiff.rows.row import CALLED_PREFIX, NETWORK_PREFIX, NOISE_PREFIX, Row
 from fastdiff.runs import loop
-from fastdiff.runs.accepted import CallerNoise, check_drawn
+from fastdiff.runs.accepted import CallerNoise, drawn_by
 from fastdiff.runs.memory import Memory
 from fastdiff.runs.network import check_outputs
 
@@ -49,7 +49,7 @@ class Launcher:
         fixed = plain and not differentiable and noise is None
         self._loop: Any = self._bound_loop() if fixed and self._backend.name == "cpu" else None
         self._launches = self._bound_launches() if fixed and self._loop is None else []
-        self._own = [span(tensor) for tensor in (z, *memory.buffers.values())] if plain else []
+        self._own = [span(tensor) for tensor in (z, *memory.buffers.values())] if plain and not differentiable else []
         self.row = 0
 
     def _bound_loop(self) -> Any:
@@ -112,13 +112,15 @@ class Launcher:
             # What is in the run's own memory would be read while it is written.
             outputs = [o.clone() if self._is_own(o) else o for o in outputs]
         split = self._split(outputs)
+        # Asked for once: a caller's noise may be another one the second time.
+        columns = self._columns(split) if gram is not None or not expected else []
         if gram is not None:
-            self._make_coefficients(split, *gram)
+            self._make_coefficients(columns, *gram)
         if expected:
             launch, chosen = self._launches[self.row]
             launch([split[branch] for branch in chosen])
         elif gram is None or self._loop is None or not self._loop.step(*outputs):
-            self._launch_checked(split)
+            self._launch_checked(columns)
         self.row += 1
         if self._loop is not None:
             self._loop.index = self.row
@@ -175,24 +177,22 @@ class Launcher:
         if self._noise is not None:
             names = [name for name in row.columns if name.startswith(NOISE_PREFIX)]
             for j, name in enumerate(names):
-                drawn = self._noise(self.row, j)
-                check_drawn(drawn, self.row, j, self._memory.z[: self._memory.batch])
+                drawn = drawn_by(self._noise, self.row, j, self._memory.shape, self._memory.z.device)
                 # The caller may fill one tensor again and again.
                 named[name] = drawn.clone() if j + 1 < len(names) else drawn
         return [named[name] for name in row.columns]
 
-    def _make_coefficients(self, outputs: Sequence[Tensor], scalars: Tensor, coef: Tensor) -> None:
+    def _make_coefficients(self, columns: list[Tensor], scalars: Tensor, coef: Tensor) -> None:
         """Run the gram of the next row."""
         row, table = self._plan.rows[self.row], self._memory.tables.rows[self.row]
         draws = table.draws if row.draws else None
         assert row.gram_program is not None
         seeds = self._memory.seeds
-        call = GramCall(self._columns(outputs), table.numbers, row.gram_program, scalars, seeds, draws, coef)
-        self._backend.gram(call)
+        self._backend.gram(GramCall(columns, table.numbers, row.gram_program, scalars, seeds, draws, coef))
 
-    def _launch_checked(self, outputs: Sequence[Tensor]) -> None:
+    def _launch_checked(self, columns: list[Tensor]) -> None:
         """Run the next row by the op, which checks everything."""
-        row, columns = self._plan.rows[self.row], self._columns(outputs)
+        row = self._plan.rows[self.row]
         tables: dict[str, Any] = {"seeds": self._memory.seeds, "draws": self._memory.tables.rows[self.row].draws}
         coef = self._memory.coef(self.row)
         if self._differentiable and columns:

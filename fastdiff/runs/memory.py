@@ -41,7 +41,7 @@ class Memory:
         memory_format: torch.memory_format,
         given: Mapping[str, Tensor] | None,
     ) -> None:
-        self.batch, self.state = shape[0], STATE[plan.dtype]
+        self.shape, self.batch, self.state = shape, shape[0], STATE[plan.dtype]
         self.network_dtype, self.format = network_dtype, memory_format
 
         def empty(copies: int, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""Calling a network: conditioning for its branches, fixed batch sizes, and a look at what came back."""
+"""Networks: calls whose outputs are needed together, and a look at what came back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.masked import MaskedTensor
 
 from fastdiff.errors import NetworkError
 from fastdiff.rows.dtypes import NETWORK_TYPES
-from fastdiff.rows.layout import EITHER, layout
+from fastdiff.rows.layout import EITHER, layout, span
 
 Network = Callable[..., Tensor]
 
@@ -49,21 +49,12 @@ def _overwritten(outputs: Sequence[Any], versions: Sequence[int]) -> bool:
     tensors = [(output, version) for output, version in zip(outputs, versions, strict=True) if type(output) is Tensor]
     if any(version_of(tensor) != version for tensor, version in tensors):
         return True
-    spans = [_extent(tensor) for tensor, _ in tensors]
+    spans = [span(tensor) for tensor, _ in tensors]
     return any(
         start < other_end and other_start < end
         for i, (start, end) in enumerate(spans)
         for other_start, other_end in spans[:i]
     )
-
-
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    """First and last address of a tensor's elements, whatever its strides."""
-    start = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return start, start
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
 
 
 def version_of(tensor: Tensor) -> int:
@@ -114,22 +105,3 @@ def check_outputs(outputs: Sequence[Any], z: Tensor, branches: tuple[str, ...], 
                 f"the network returned a tensor {how} (strides {output.stride()}), and z lies {wanted}; return it in "
                 "z's memory format, output.contiguous(memory_format=...), or choose another memory_format for the run"
             )
-
-
-def check_called(name: str, returned: Any, like: Tensor) -> None:
-    """Refuse what a caller's function returned unless it is a tensor as the state is.
-
-    Raises:
-        NetworkError: says what came back from which call, and what is expected.
-    """
-    if not isinstance(returned, Tensor):
-        raise NetworkError(f"the call {name!r} returned a {type(returned).__name__}; it must return a tensor")
-    if returned.shape != like.shape or returned.device != like.device:
-        raise NetworkError(
-            f"the call {name!r} returned shape {list(returned.shape)} on {returned.device}; it must return "
-            f"{list(like.shape)} on {like.device}"
-        )
-    if returned.dtype not in NETWORK_TYPES:
-        raise NetworkError(
-            f"the call {name!r} returned {returned.dtype}; float64, float32, bfloat16 and float16 are allowed"
-        )

@@ -15,6 +15,7 @@ from fastdiff.runs.accepted import (
     CallerFunction,
     CallerNoise,
     check_noise,
+    check_returned,
     checked_calls,
     checked_shape,
     found_device,
@@ -22,7 +23,6 @@ from fastdiff.runs.accepted import (
 )
 from fastdiff.runs.launcher import Launcher
 from fastdiff.runs.memory import Memory
-from fastdiff.runs.network import check_called
 
 
 class Evaluation(NamedTuple):
@@ -232,7 +232,7 @@ class Run:
             name, arguments = call
             held = self.memory.held
             returned = self._calls[name](*(held[argument] for argument in arguments))
-            check_called(name, returned, self.memory.z[: self.shape[0]])
+            check_returned(f"the call {name!r}", returned, self.shape, self.device, NetworkError)
             self.launcher.launch((returned,), checked=True)
 
     def finish(self, *, copy: bool = False) -> Tensor:

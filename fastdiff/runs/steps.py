@@ -85,14 +85,12 @@ class Steps:
         if z:
             made[Z] = self._network_input(k, row, like)
         stores = [made.get(o.store) if o.store else None for o in row.outputs]
-        coef = table.coef
+        coef, draws = table.coef, table.draws if row.draws else None
         if row.gram_program is not None:
             coef = like.new_empty((like.shape[0], table.coef.shape[1]), dtype=self.state)
             scalars = like.new_empty((like.shape[0], row.gram_program.scalars), dtype=torch.float64)
-            draws = table.draws if row.draws else None
             gram = GramCall(reads, table.numbers, row.gram_program, scalars, keys, draws, coef)
             self._backend(k, gram, reads).gram(gram)
-        draws = table.draws if row.draws else None
         call = Call(reads, coef, row.program, keys, draws, None, stores, made.get(Z))
         self._backend(k, call, reads).stage(call)
         return made
