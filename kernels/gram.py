@@ -143,6 +143,18 @@ def _finish(scalars, numbers, out, coef, GRAM: tl.constexpr):
             tl.store(coef + k + one, total.to(coef.dtype.element_ty))
 
 
+@triton.jit
+def _leave(scalars, sample, chunk, chunks, parts, numbers, out, out_stride, coef, coef_stride, GRAM: tl.constexpr):
+    """Leave a chunk's sums among the parts of its sample; or finish that, where it has no others."""
+    if parts is None:
+        if coef is not None:
+            coef += sample * coef_stride
+        _finish(scalars, numbers, out + sample * out_stride, coef, GRAM)
+    else:
+        for s in tl.static_range(len(GRAM.sums)):
+            tl.store(parts + (sample * len(GRAM.sums) + s) * chunks + chunk + tl.arange(0, 1), scalars[s])
+
+
 @triton.jit(do_not_specialize=["numbers", "numbers_stride", "seeds", "draws", "draws_stride", "parts", "out",
                                "out_stride", "coef", "coef_stride", "numel", "channels", "chunks"])  # fmt: skip
 def gram_kernel(columns, column_strides, numbers, numbers_stride, seeds, draws, draws_stride, parts, out, out_stride,
@@ -178,13 +190,7 @@ def gram_kernel(columns, column_strides, numbers, numbers_stride, seeds, draws, 
                                  GRAM, s, ACCESS, CHANNELS_LAST)  # fmt: skip
             lanes += _quad_sums(products)
         scalars = scalars + (_fold(lanes),)
-    if parts is None:
-        if coef is not None:
-            coef += sample * coef_stride
-        _finish(scalars, numbers, out + sample * out_stride, coef, GRAM)
-    else:
-        for s in tl.static_range(len(GRAM.sums)):
-            tl.store(parts + (sample * len(GRAM.sums) + s) * chunks + chunk + tl.arange(0, 1), scalars[s])
+    _leave(scalars, sample, chunk, chunks, parts, numbers, out, out_stride, coef, coef_stride, GRAM)
 
 
 @triton.jit(do_not_specialize=["parts", "count", "numbers", "numbers_stride", "rest", "out", "out_stride", "coef",
@@ -212,10 +218,5 @@ def gram_parts_kernel(parts, count, numbers, numbers_stride, rest, out, out_stri
             first = parts + (sample * len(GRAM.sums) + s) * count
             lanes += _quad_sums(tl.load(first + element, mask=element < count, other=0.0))
         scalars = scalars + (_fold(lanes),)
-    if rest is None:
-        if coef is not None:
-            coef += sample * coef_stride
-        _finish(scalars, numbers + sample * numbers_stride, out + sample * out_stride, coef, GRAM)
-    else:
-        for s in tl.static_range(len(GRAM.sums)):
-            tl.store(rest + (sample * len(GRAM.sums) + s) * chunks + chunk + tl.arange(0, 1), scalars[s])
+    numbers += sample * numbers_stride
+    _leave(scalars, sample, chunk, chunks, rest, numbers, out, out_stride, coef, coef_stride, GRAM)

@@ -27,12 +27,13 @@ from fastdiff.backends import cpu, reference, registry
 from fastdiff.cli import Commands
 from fastdiff.errors import BackendError, NetworkError
 from fastdiff.lab.bench import chart, command, gate, measure, networks, noise, record, table, tasks, timing, workload
-from fastdiff.lab.bench.audit import Counter, audit
+from fastdiff.lab.bench.audit import audit
 from fastdiff.lab.bench.contestant import Contestant, Steps, backend
 from fastdiff.lab.bench.rivals import RIVALS
 from fastdiff.lab.bench.rivals.eager import textbook_start, textbook_states
 from fastdiff.lab.bench.workload import Workload, first_noise, format_size, free_network, parse_size, sample_shape
 from fastdiff.runs import loop as hostloop
+from fastdiff.testing.observe import Counter
 
 ROOT = Path(__file__).parents[1]
 SMALL = Workload(batch=3, sample=(4, 4, 4), steps=3)

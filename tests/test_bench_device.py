@@ -47,12 +47,12 @@ from fastdiff.lab.bench import (
     timing,
     workload,
 )
-from fastdiff.lab.bench.audit import Counter, audit
+from fastdiff.lab.bench.audit import audit
 from fastdiff.lab.bench.contestant import Contestant, backend, replayed
 from fastdiff.lab.bench.device import CPU, DEVICES, Cuda
 from fastdiff.lab.bench.rivals import RIVALS, compiled
 from fastdiff.lab.bench.workload import Model, Workload, first_noise, free_network
-from fastdiff.testing.observe import Observer, Operation
+from fastdiff.testing.observe import Counter, Observer, Operation
 
 GRAPH = "fastdiff cuda, graph"
 TINY = ("--device", "cuda", "--sizes", "256", "--batch", "4", "--budget", "0", "--churn", "off")

@@ -30,6 +30,7 @@ from fastdiff.errors import InputError
 from fastdiff.maths.prediction import edm
 from fastdiff.rows.row import Row, Terms
 from fastdiff.testing import textbook
+from fastdiff.testing.observe import Counter
 from fastdiff.testing.rows import same_bits
 
 QUICK = ("--steps", "3")
@@ -585,7 +586,7 @@ def test_demo_notices_other_bits(folder: Path, quick_demo, monkeypatch):
 
 def test_demo_counts_what_torch_does():
     x = torch.zeros(10)
-    with demo.Counted(10) as seen:
+    with Counter(10) as seen:
         y = torch.add(x, x[None, :].view(10), alpha=2)
         y.mul_(2)
         y[:5].add_(1)

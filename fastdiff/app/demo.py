@@ -20,7 +20,7 @@ from fastdiff.errors import OutputError
 from fastdiff.maths.prediction import edm
 from fastdiff.plans.compose import plan
 from fastdiff.plans.plan import Plan
-from fastdiff.testing.observe import Observer, Operation
+from fastdiff.testing.observe import Counter
 from fastdiff.testing.rows import same_bits
 from fastdiff.testing.textbook import edm_sampler
 
@@ -29,23 +29,6 @@ DRAWN = 50
 ALONE, WITH_NETWORK = 64, 8
 """Samples drawn together where the sampler is timed without and with a network."""
 FUSED, REFERENCE, TEXTBOOK = "fused", "reference", "textbook eager"
-
-
-class Counted(Observer):
-    """Counts what torch does inside a ``with`` block: operations that are not views, and the bytes they move.
-
-    Args:
-        elements: tensors of at least this many elements count as state-size; only their bytes are added.
-    """
-
-    def __init__(self, elements: int) -> None:
-        super().__init__(self._count)
-        self.elements, self.launches, self.bytes = elements, 0, 0
-
-    def _count(self, operation: Operation) -> None:
-        if operation.launches:
-            self.launches += 1
-            self.bytes += operation.traffic(self.elements)
 
 
 @dataclass(frozen=True)
@@ -112,7 +95,7 @@ def _costs(compiled: Plan, sigma_data: float) -> dict[str, Cost]:
 
     def stepped() -> Cost:
         run = fastdiff.Run(compiled, (ALONE, *SAMPLE), 0)
-        with Counted(elements) as seen:
+        with Counter(elements) as seen:
             for evaluation in run:
                 run.step(silence(evaluation.z, evaluation.c_noise))
         # The C++ loop runs its rows out of torch's sight, and counts them; the first one was run before.
@@ -122,7 +105,7 @@ def _costs(compiled: Plan, sigma_data: float) -> dict[str, Cost]:
     fused = stepped()
     with fastdiff.use_backend("reference"):
         reference = stepped()
-    with Counted(elements) as seen:
+    with Counter(elements) as seen:
         edm_sampler(silence, (ALONE, *SAMPLE), sigma_data=sigma_data, steps=STEPS, guidance=GUIDANCE, uncond={})
     count = compiled.evaluations
     return {

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from fastdiff.rows.call import Call, GramCall
 from fastdiff.rows.dtypes import NETWORK_TYPES
-from fastdiff.rows.gram import MAX_FACTORS, MAX_STEPS, MAX_SUMS, MAX_TERMS, MAX_VECTORS, OPERATIONS, GramProgram
+from fastdiff.rows.gram import CHUNK, MAX_FACTORS, MAX_STEPS, MAX_SUMS, MAX_TERMS, MAX_VECTORS, OPERATIONS, GramProgram
 from fastdiff.rows.layout import CHANNELS_LAST, layout
 from fastdiff.rows.program import MAX_COEFFICIENTS, MAX_COLUMNS, MAX_DRAWS, MAX_OUTPUTS, Formula, Program
 
 DTYPES = {dtype: code for code, dtype in enumerate(NETWORK_TYPES)}
 FIRST_OUTPUT = MAX_COLUMNS
 FIRST_DRAW = FIRST_OUTPUT + MAX_OUTPUTS
-CHUNK = 4096
-"""Elements whose sums one block of threads makes."""
 NOISE = Program(columns=0, outputs=(Formula(noise=(0,)),), draws=1)
 """The program of one draw and nothing else."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.rows.call import Call, GramCall
-from fastdiff.rows.gram import OPERATIONS
+from fastdiff.rows.gram import CHUNK, OPERATIONS
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -273,7 +273,7 @@ def gram(call: GramCall) -> None:
         call.coef.copy_(torch.stack(coefficients, 1).to(call.coef.dtype))
 
 
-CHUNK, LANES = 4096, 128
+LANES = 128
 
 
 def tree_sum(values: Tensor) -> Tensor:

@@ -18,13 +18,11 @@ from torch import Tensor
 
 from fastdiff.errors import BackendError
 from fastdiff.rows.call import Call, GramCall
+from fastdiff.rows.gram import CHUNK
 from fastdiff.rows.layout import CHANNELS_LAST, layout
 
 QUADS = 128
 """Groups of four elements in a tile."""
-
-CHUNK = 4096
-"""Elements in a chunk of a gram (``docs/gram.md``)."""
 
 WARPS = 2 if torch.version.hip else 4
 """So many warps give one thread to each quad; AMD's data-centre devices have warps of 64."""

@@ -24,6 +24,8 @@ MAX_STEPS = 64
 MAX_TERMS = 256
 MAX_FACTORS = 512
 """How many terms the vectors have together, and how many factors the coefficients."""
+CHUNK = 4096
+"""Elements that are summed to one number before those numbers are summed."""
 OPERATIONS = ("number", "add", "sub", "mul", "div", "sqrt", "max")
 """Arithmetic on scalars; an operation's place is its code."""
 

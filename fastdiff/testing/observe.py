@@ -1,13 +1,11 @@
 """Observing torch: every operation that passes its dispatcher, as one event that says what it asks of a device.
 
-with Observer(seen.append):
-...
-launches = sum(operation.launches for operation in seen)
+``with Observer(seen.append):`` gives each of them to a function; a ``Counter`` adds them up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +19,8 @@ WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 COPIES = ("copy_", "_to_copy")
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
-OVERWRITES = ("fastdiff::stage", "aten::copy_", "aten::normal_", "aten::fill_")
+STAGE = "fastdiff::stage"
+OVERWRITES = (STAGE, "aten::copy_", "aten::normal_", "aten::fill_")
 """Operations that do not read what they write to."""
 
 
@@ -124,6 +123,31 @@ class Observer(TorchDispatchMode):
             return made
         finally:
             self._see(Operation(func, args, kwargs or {}, made))
+
+
+class Counter(Observer):
+    """Counts what passes the dispatcher.
+
+    Args:
+        elements: of the state; tensors with as many elements or more are of state size.
+    """
+
+    def __init__(self, elements: int) -> None:
+        super().__init__(self._count)
+        self.elements = elements
+        self.launches = self.waits = self.bytes = self.stages = 0
+
+    def launched(self, tensors: Iterable[Tensor | None]) -> None:
+        """Count a launch that passes no dispatcher, on these tensors; one in place is given twice."""
+        self.launches += 1
+        self.bytes += size_of(list(tensors), self.elements)
+
+    def _count(self, operation: Operation) -> None:
+        self.waits += operation.waits
+        if operation.launches:
+            self.launches += 1
+            self.stages += operation.full_name == STAGE
+            self.bytes += operation.traffic(self.elements)
 
 
 def size_of(value: Any, elements: int) -> int:

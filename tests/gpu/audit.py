@@ -24,7 +24,7 @@ from compiled import KEPT
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdiff.backends import registry
-from fastdiff.testing.observe import Observer, Operation
+from fastdiff.testing.observe import STAGE, Observer, Operation
 
 GUARD = Path(__file__).parent / "device_guard.cpp"
 
@@ -58,7 +58,7 @@ class Audit(Observer):
     def _look(self, operation: Operation) -> None:
         if self._inside:
             return
-        self.launches[-1] += operation.full_name == "fastdiff::stage"
+        self.launches[-1] += operation.full_name == STAGE
         if reason := operation.hazard:
             self.hazards.append(f"{reason}: {operation.function}")
 

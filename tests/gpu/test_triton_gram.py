@@ -179,8 +179,8 @@ MUTANTS = [
      "made = scalars[STEP.right] - scalars[STEP.left]"),
     ("coefficients have one factor", 44, "GRAM.coefficients[k].number + 1 + j + one",
      "GRAM.coefficients[k].number + 1 + one"),
-    ("chunks are stored at one place", 44, "* chunks + chunk + tl.arange(0, 1), scalars[s])\n\n\n@triton.jit(do",
-     "* chunks + tl.arange(0, 1), scalars[s])\n\n\n@triton.jit(do"),
+    ("chunks are stored at one place", 44, "* chunks + chunk + tl.arange(0, 1), scalars[s])",
+     "* chunks + tl.arange(0, 1), scalars[s])"),
     ("a chunk's sum is left out", 44, "mask=element < count, other=0.0", "mask=element < count - 1, other=0.0"),
 ]  # fmt: skip
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fastdiff.backends import triton as backend
+
 ROOT = Path(__file__).parents[2]
 OLDEST = "3.6.0"
+assert OLDEST.startswith(".".join(map(str, backend.OLDEST)))
 FOLDER = ROOT / "build" / f"triton-{OLDEST}"
 WHAT = [
     "tests/gpu/test_triton_stage.py::test_rows_have_the_reference_bits",

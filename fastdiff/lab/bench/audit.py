@@ -14,7 +14,7 @@ are audited as people take (18, of which the last one differs), because some lib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,10 +26,9 @@ from fastdiff.backends.registry import Backend, Prepared
 from fastdiff.lab.bench.contestant import Contestant, Job, Rows
 from fastdiff.lab.bench.workload import FREE, Model, Workload, first_noise, free_network, sample_shape
 from fastdiff.rows.call import Call
-from fastdiff.testing.observe import Observer, Operation, size_of
+from fastdiff.testing.observe import Counter
 
 _audited: dict[tuple[str, Workload], Costs] = {}
-STAGE = "fastdiff::stage"
 SEEN = ("cpu", "reference")
 """Backends whose work passes the dispatcher, as an op of fastdiff or as operations of torch."""
 AUDITED_ELEMENTS, AUDITED_STEPS = 16384, 17
@@ -52,31 +51,6 @@ class Costs:
     waits: float | None
     allocations: float
     peak: float
-
-
-class Counter(Observer):
-    """Counts what passes the dispatcher.
-
-    Args:
-        elements: of the state; tensors with as many elements or more are of state size.
-    """
-
-    def __init__(self, elements: int) -> None:
-        super().__init__(self._count)
-        self.elements = elements
-        self.launches = self.waits = self.bytes = self.stages = 0
-
-    def launched(self, tensors: Iterable[Tensor | None]) -> None:
-        """Count a launch that passes no dispatcher, on these tensors; one in place is given twice."""
-        self.launches += 1
-        self.bytes += size_of(list(tensors), self.elements)
-
-    def _count(self, operation: Operation) -> None:
-        self.waits += operation.waits
-        if operation.launches:
-            self.launches += 1
-            self.stages += operation.full_name == STAGE
-            self.bytes += operation.traffic(self.elements)
 
 
 def audit(contestant: Contestant, workload: Workload) -> Costs:
